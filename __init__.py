@@ -1,0 +1,1 @@
+"""Dual-Process Image Generation: teach an image generator new controls by asking a vision-language model."""

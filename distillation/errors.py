@@ -1,0 +1,27 @@
+"""The errors that the pack raises. Each message says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class DualProcessError(Exception):
+    """Base class of every error that the pack raises on purpose."""
+
+
+class RecipeError(DualProcessError, ValueError):
+    """A recipe or question holds a value that cannot be trained with."""
+
+
+class CriticError(DualProcessError, ValueError):
+    """A critic cannot be loaded, or cannot be asked this."""
+
+
+class OverlayError(DualProcessError, ValueError):
+    """An overlay cannot be built or drawn."""
+
+
+class GeneratorError(DualProcessError, ValueError):
+    """A generator cannot be loaded, or cannot make this."""
+
+
+class LoraFileError(DualProcessError, ValueError):
+    """A LoRA or checkpoint file cannot be read, written, or used with this model."""

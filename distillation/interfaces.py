@@ -1,0 +1,140 @@
+"""What the engine asks of its collaborators, as protocols: generators, critics and overlays implement them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything that one batch of clean image estimates depends on, besides the weights: B samples.
+
+    With `renoise_times` None, sample b is rolled out from pure noise through its first `sampler_steps[b]` of
+    `num_inference_steps` steps without gradient, and the next step is made with gradient (paper, section 3.2). With
+    `renoise_times`, the sample is generated fully and noised again to that time by `renoise_seeds[b]`.
+    """
+
+    prompt_indices: tuple[int, ...]
+    noise_seeds: tuple[int, ...]
+    sampler_steps: tuple[int, ...]  # index of the step made with gradient, 0 … num_inference_steps − 1
+    num_inference_steps: int | None  # None: the generator's own default
+    guidance: float | None  # None: the generator's own default
+    height: int | None  # pixels; None: the generator's own default
+    width: int | None
+    renoise_times: tuple[float, ...] | None = None  # flow-matching time in (0, 1], 1 = pure noise
+    renoise_seeds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Clean image estimates with their graph back to the LoRA."""
+
+    image: Tensor  # [B, 3, H, W], decoded, [0, 1] is the displayable range but nothing is clamped
+    prediction: Tensor  # the network's output (velocity or noise) at the step made with gradient, [B, ...]
+    base_prediction: Tensor | None  # the same without LoRA, no gradient; None unless asked for
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a LoRA's metadata says of a model that took part in its making."""
+
+    name: str
+    architecture: str
+    dtype: str
+    weights_sha256: str
+
+    def to_dict(self) -> dict[str, str]:
+        return dict(vars(self))
+
+
+class Generator(Protocol):
+    """An image generator that holds encoded prompts and at most one trainable LoRA."""
+
+    @property
+    def num_prompts(self) -> int: ...
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """The prompts' texts, None where only encodings are known."""
+        ...
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Default number of sampler steps."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+        """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours."""
+        ...
+
+    def lora_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The LoRA's trainable tensors by stable names, in fp32; everything else is frozen."""
+        ...
+
+    def training(self) -> AbstractContextManager[Any]:
+        """While entered, `estimate` carries gradients; afterwards the model is as it was before."""
+        ...
+
+    def estimate(self, draw: Draw, with_base: bool = False) -> Estimate:
+        """Clean image estimates; deterministic and repeatable from the draw."""
+        ...
+
+    def sample(
+        self,
+        prompt_indices: Sequence[int],
+        seeds: Sequence[int],
+        num_inference_steps: int | None = None,
+        lora_scale: float = 1.0,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1], no gradient; `lora_scale` 0 is the base model."""
+        ...
+
+    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+        """The LoRA with `.alpha` under the key names of "diffusers" or "comfyui"."""
+        ...
+
+
+class AskedQuestion(Protocol):
+    """What a critic needs to know of a question."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+class Critic(Protocol):
+    """A frozen vision-language model that rates pictures."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
+        """log P(answer | image, question), [B, Q] for images [B, 3, H, W] in [0, 1]; differentiable in `images`."""
+        ...
+
+    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
+        """The greedy reply to one question about each of images [B, 3, H, W]."""
+        ...
+
+
+@runtime_checkable
+class Overlay(Protocol):
+    """A visual prompt."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Composites the overlay over images [B, 3, H, W] in [0, 1]; differentiable."""
+        ...
+
+    def to_dict(self) -> Any:
+        """Plain data that writes the overlay down."""
+        ...

@@ -1,0 +1,98 @@
+"""Safetensors files, written atomically and read with clear errors; optimiser state as plain tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import LoraFileError
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """Writes a safetensors file beside its target and renames it, so that no reader ever sees half a file.
+
+    Raises:
+        LoraFileError: the file cannot be written (disk full, no permission); an older file at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        save_file(
+            {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata=dict(metadata),
+        )
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise LoraFileError(
+            f"Could not write {path}: {error}. Free some space or choose another folder, then save again; "
+            "what was trained is still in memory."
+        ) from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors (on the CPU) and the metadata of a safetensors file.
+
+    Raises:
+        LoraFileError: the file is missing, truncated, or not safetensors (pickled files are never opened).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LoraFileError(f"Expected a safetensors file at {path}, found none. Check the path.")
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head == b"PK" or head[:1] == b"\x80":
+        raise LoraFileError(
+            f"{path} is a pickled PyTorch file. Pickle can run code, so it is not opened: "
+            "convert it to safetensors first."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise LoraFileError(
+            f"{path} is not a whole safetensors file ({error}). It may be truncated: copy or download it again."
+        ) from error
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """An optimiser's state as tensors named "{parameter index}.{name}" and its parameter groups as JSON."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, json.dumps(state["param_groups"])
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: str) -> None:
+    """Puts back what `pack_optimizer` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(groups)})

@@ -1,0 +1,17 @@
+"""Visual prompts drawn on the image before the critic looks at it."""
+
+from .layers import HorizonLine, ImageOverlay, PaletteStrip
+from .stack import KINDS, Layer, Overlay, build, composite, horizon, palette
+
+__all__ = [
+    "KINDS",
+    "HorizonLine",
+    "ImageOverlay",
+    "Layer",
+    "Overlay",
+    "PaletteStrip",
+    "build",
+    "composite",
+    "horizon",
+    "palette",
+]

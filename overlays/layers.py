@@ -1,0 +1,170 @@
+"""The kinds of overlay: each draws one straight-alpha RGBA picture of any size.
+
+Geometry is in fractions of the image, so that one recipe serves every size and aspect ratio.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image, ImageColor, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from ..distillation.errors import OverlayError
+
+RED = "#ff0000"
+
+
+def parse_color(color: str) -> tuple[float, float, float]:
+    """sRGB in [0, 1] of any colour that Pillow can name ("#ff0000", "red", "rgb(255, 0, 0)")."""
+    try:
+        red, green, blue = ImageColor.getrgb(color)[:3]
+    except (ValueError, AttributeError) as error:
+        raise OverlayError(f"Expected a colour such as '#ff0000' or 'red', got {color!r}.") from error
+    return red / 255, green / 255, blue / 255
+
+
+def check_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise OverlayError(f"Expected {name} as a fraction of the image from {low} to {high}, got {value!r}.")
+
+
+def _coverage(length: int, start: float, end: float) -> Tensor:
+    """How much of each of `length` pixels the interval [start, end] (in pixels) covers, [length] in [0, 1]."""
+    edge = torch.arange(length, dtype=torch.float32)
+    return ((edge + 1).clamp(max=end) - edge.clamp(min=start)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class HorizonLine:
+    """A straight line across the whole width: "the horizon is here" (paper, section 4.2)."""
+
+    kind: ClassVar[str] = "horizon"
+    position: float = field(metadata={"help": "Height of the line's middle, fraction of the height from the top."})
+    thickness: float = field(default=0.02, metadata={"help": "Thickness, fraction of the height."})
+    color: str = field(default=RED, metadata={"help": "Colour of the line."})
+
+    def __post_init__(self) -> None:
+        check_fraction("position", self.position)
+        check_fraction("thickness", self.thickness, 0.001)
+        parse_color(self.color)
+
+    def draw(self, height: int, width: int) -> Tensor:
+        """Straight-alpha RGBA [4, H, W] in [0, 1]; at least one pixel thick."""
+        half = max(self.thickness * height, 1.0) / 2
+        alpha = _coverage(height, self.position * height - half, self.position * height + half)
+        color = torch.tensor(parse_color(self.color))[:, None, None].expand(3, height, width)
+        return torch.cat([color, alpha[None, :, None].expand(1, height, width)])
+
+
+@dataclass(frozen=True)
+class PaletteStrip:
+    """Swatches of equal width in a strip at the bottom: "these are the colours" (paper, section 4.2)."""
+
+    kind: ClassVar[str] = "palette"
+    colors: tuple[str, ...] = field(metadata={"help": "Colours of the swatches, from left to right."})
+    height: float = field(default=0.15, metadata={"help": "Height of the strip, fraction of the image's height."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.colors, str) or len(self.colors) == 0:
+            raise OverlayError(f"Expected a list of at least one colour for the palette, got {self.colors!r}.")
+        object.__setattr__(self, "colors", tuple(self.colors))
+        for color in self.colors:
+            parse_color(color)
+        check_fraction("height", self.height, 0.001)
+
+    def draw(self, height: int, width: int) -> Tensor:
+        """Straight-alpha RGBA [4, H, W] in [0, 1]; the strip is opaque and at least one pixel high."""
+        rows = max(1, round(self.height * height))
+        swatches = torch.tensor([parse_color(c) for c in self.colors])  # [K, 3]
+        column = torch.arange(width) * len(swatches) // width  # [W], index of the swatch
+        rgba = torch.zeros(4, height, width)
+        rgba[:3, height - rows :] = swatches[column].T[:, None]
+        rgba[3, height - rows :] = 1
+        return rgba
+
+
+@dataclass(frozen=True)
+class ImageOverlay:
+    """Any picture laid over the image, stretched to its size.
+
+    `mode` "solid": white is transparent, everything else covers, with clean edges; "transparent": the picture
+    is blended in at `opacity`. A picture's own alpha channel is respected in both.
+    """
+
+    kind: ClassVar[str] = "image"
+    png: bytes = field(repr=False, metadata={"help": "The picture, as the bytes of a PNG file."})
+    mode: str = field(default="solid", metadata={"help": "'solid' (white is transparent) or 'transparent' (blended)."})
+    opacity: float = field(default=0.5, metadata={"help": "Opacity in transparent mode, 0 to 1."})
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("solid", "transparent"):
+            raise OverlayError(f"Expected the mode 'solid' or 'transparent', got {self.mode!r}.")
+        check_fraction("opacity", self.opacity)
+        _open(self.png)
+
+    @classmethod
+    def from_file(cls, path: str | Path, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
+        """An overlay from any picture file that Pillow reads; the picture is embedded as a PNG."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise OverlayError(f"Could not read the overlay picture {path}: {error}.") from error
+        return cls.from_image(_open(data), mode, opacity)
+
+    @classmethod
+    def from_image(cls, image: Image.Image, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
+        buffer = io.BytesIO()
+        image.convert("RGBA").save(buffer, format="PNG")
+        return cls(buffer.getvalue(), mode, opacity)
+
+    def draw(self, height: int, width: int) -> Tensor:
+        """Straight-alpha RGBA [4, H, W] in [0, 1]."""
+        rgba = tv.pil_to_tensor(_open(self.png)).float() / 255
+        color, alpha = rgba[:3], rgba[3:]
+        if self.mode == "solid":
+            color, whiteness = _unmix_white(color)
+            alpha = alpha * (1 - whiteness)
+        else:
+            alpha = alpha * self.opacity
+        # Resized premultiplied, so that hidden colours do not bleed over the edges.
+        resized = tv.resize(torch.cat([color * alpha, alpha]), [height, width], antialias=True).clamp(0, 1)
+        return torch.cat([resized[:3] / resized[3:].clamp(min=1e-6), resized[3:]]).clamp(0, 1)
+
+
+def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits pixels [3, H, W] of an antialiased drawing on white into ink colour and share of white [1, H, W].
+
+    A pixel p on an edge is ink · a + white · (1 − a). The ink is the strongest colour nearby on the line from white
+    through p, so a = (1 − p) / (1 − ink) by the channel in which they differ the most; inside a shape a is 1.
+    """
+    strength = (1 - color).amax(dim=0, keepdim=True)  # 0 white … 1 no white left in some channel
+    strongest = torch.nn.functional.max_pool2d(strength[None], 5, stride=1, padding=2)[0]
+    covered = torch.where(strength > 0.02, strength / strongest.clamp(min=1e-6), torch.zeros_like(strength))
+    ink = 1 - (1 - color) / covered.clamp(min=1e-6)
+    return torch.where(covered > 0, ink, color).clamp(0, 1), 1 - covered
+
+
+def _open(png: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(png)).convert("RGBA")
+    except (UnidentifiedImageError, OSError, TypeError) as error:
+        raise OverlayError("Expected an overlay picture that Pillow can read (PNG, JPEG …), got other data.") from error
+    return image
+
+
+def encode_png(png: bytes) -> str:
+    return base64.b64encode(png).decode("ascii")
+
+
+def decode_png(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as error:
+        raise OverlayError("Expected an embedded picture as base64 text, got something else.") from error
