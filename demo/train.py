@@ -14,7 +14,8 @@ if __name__ == "__main__":
         train_vae(run)
     elif stage == "generator":
         from .training.generator import train_generator
-        train_generator(run)
+        from .training.vae import train_vae
+        train_generator(run, train_vae(run))
     elif stage == "critic":
         from .training.critic import train_critic
         train_critic(run)

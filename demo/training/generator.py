@@ -1,0 +1,139 @@
+"""Stage 2: the generator and its text encoders, a rectified flow on coupled (noise, scene) pairs."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
+
+from ..models import build_text_encoders, build_transformer
+from ..tokenizer import PROMPT_LENGTH, prompt_tokenizer
+from ..world import LATENT_SIZE, build_scenes, caption, couple_noise, random_uniforms, random_words, render
+from .common import Checkpoint, Run, cosine, set_learning_rate
+
+STEPS, BATCH, POOL = 7500, 32, 20000
+EMA = 0.998
+
+
+class TextToVelocity(nn.Module):
+    """Everything that stage 2 trains, as one module."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.transformer: FluxTransformer2DModel = build_transformer()
+        clip, t5 = build_text_encoders(len(tokenizer), PROMPT_LENGTH, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self.clip: CLIPTextModel = clip
+        self.t5: T5EncoderModel = t5
+        self.register_buffer("image_ids", FluxPipeline._prepare_latent_image_ids(1, 7, 7, "cpu", torch.float32))
+
+    def forward(self, packed: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+        """Velocity [B, 49, 64] of packed latents at flow-matching times [B], for prompts' tokens [B, 12]."""
+        return self.transformer(
+            hidden_states=packed,
+            timestep=time,
+            encoder_hidden_states=self.t5(tokens).last_hidden_state,
+            pooled_projections=self.clip(tokens).pooler_output,
+            img_ids=self.image_ids,
+            txt_ids=torch.zeros(PROMPT_LENGTH, 3),
+            return_dict=False,
+        )[0]
+
+
+def pack(latents: Tensor) -> Tensor:
+    """[B, 16, 14, 14] → [B, 49, 64], as Flux packs 2 × 2 patches."""
+    return FluxPipeline._pack_latents(latents, *latents.shape)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
+    kwargs = {"padding": "max_length", "max_length": PROMPT_LENGTH, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(prompts, **kwargs).input_ids
+
+
+@torch.no_grad()
+def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
+    """Latents, token ids and scene parameters of POOL captioned scenes."""
+    generator = run.generator("generator-pool")
+    parts: list[dict[str, Tensor]] = []
+    for _ in range(0, run.steps(POOL), 64):
+        words, uniforms = random_words(64, generator), random_uniforms(64, generator)
+        templates = torch.randint(2, (64,), generator=generator).tolist()
+        images = render(build_scenes(words, uniforms))
+        tokens = tokenize(tokenizer, [caption(w, t) for w, t in zip(words, templates, strict=True)])
+        parts.append({"latents": vae.encoder(images * 2 - 1).half(), "tokens": tokens, **uniforms})
+    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+
+
+def _times(generator: torch.Generator) -> Tensor:
+    """Flow-matching times: 1 for 30 %, a quarter step for 25 %, else uniform."""
+    kind, uniform = torch.rand(BATCH, generator=generator), torch.rand(BATCH, generator=generator)
+    quarters = (1 + (uniform * 3).floor()) / 4
+    return torch.where(kind < 0.3, torch.ones(()), torch.where(kind < 0.55, quarters, uniform.clamp(min=0.02)))
+
+
+def _batch(pool: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noised latents, times, tokens and target velocities."""
+    index = torch.randint(len(pool["latents"]), (BATCH,), generator=generator)
+    drawn = {name: value[index] for name, value in pool.items()}
+    latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
+    noise = couple_noise(torch.randn(BATCH, 16, LATENT_SIZE, LATENT_SIZE, generator=generator), drawn)
+    times = _times(generator)
+    t = times[:, None, None, None]
+    return pack((1 - t) * latents + t * noise), times, tokens, pack(noise - latents)
+
+
+def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
+    """Trains the generator (its exponential moving average is returned), or goes on where an earlier run stopped."""
+    torch.manual_seed(run.seed)
+    steps, tokenizer = run.steps(STEPS), prompt_tokenizer()
+    model, average = TextToVelocity(tokenizer), TextToVelocity(tokenizer)
+    average.load_state_dict(model.state_dict())
+    average.requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    checkpoint = Checkpoint(run.folder / "generator.safetensors", {"model": model, "average": average}, [optimizer])
+    start = checkpoint.load()
+    if start >= steps:
+        return average
+    pool = _encode_pool(run, vae, tokenizer)
+    for step in range(start, steps):
+        packed, times, tokens, target = _batch(pool, run.generator("generator", step))
+        set_learning_rate(optimizer, cosine(step, steps, warmup=200))
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(packed, times, tokens).float()
+        error = (velocity - target).square().mean(dim=(1, 2))
+        optimizer.zero_grad()
+        error.mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            decay = min(EMA, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        if (step + 1) % 100 == 0:
+            run.log("generator", step=step + 1, loss=float(error.mean()), one_step=float(error[times == 1].mean()))
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            checkpoint.save(step + 1)
+            _show(run, average, vae, tokenizer)
+    return average
+
+
+@torch.no_grad()
+def _show(run: Run, model: TextToVelocity, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> None:
+    """One-step pictures above the scenes that their noise names, and how far their horizons are off."""
+    from ...evaluation.measures import horizon_position
+
+    generator = run.generator("generator-show")
+    words, uniforms = random_words(48, generator), random_uniforms(48, generator)
+    noise = couple_noise(torch.randn(48, 16, LATENT_SIZE, LATENT_SIZE, generator=generator), uniforms)
+    scenes = build_scenes(words, uniforms)
+    truth = render(scenes)
+    velocity = model(pack(noise), torch.ones(48), tokenize(tokenizer, [caption(w) for w in words]))
+    latents = FluxPipeline._unpack_latents(pack(noise) - velocity, 112, 112, 8)
+    images = ((vae.decoder(latents) + 1) / 2).clamp(0, 1)
+    off = (horizon_position(images) - scenes.horizon).abs() * images.shape[-2]
+    run.log(
+        "generator-show",
+        horizon_px=float(off.mean()),
+        horizon_median_px=float(off.median()),
+        psnr=-10 * float((images - truth).square().mean().log10()),
+    )
+    run.picture("generator", torch.cat([torch.cat([images[i : i + 8], truth[i : i + 8]]) for i in (0, 8)]))

@@ -1,0 +1,93 @@
+"""Critic-free measures of pictures [B, 3, H, W] in [0, 1]: what a control really did."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from skimage.color import deltaE_ciede2000, rgb2lab
+from torch import Tensor
+
+
+def _segment_errors(rows: Tensor, position: Tensor) -> Tensor:
+    """Residual of a line fitted to the first k rows of [B, H, 3], for k = 0 … H: [B, H + 1]."""
+
+    def running(values: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(values[:, :1]), values.cumsum(dim=1)], dim=1)
+
+    ones = torch.ones_like(position)
+    n, sx, sxx = (running(v[None, :, None]) for v in (ones, position, position.square()))
+    sy, sxy, syy = (running(v) for v in (rows, rows * position[:, None], rows.square()))
+    variance = (sxx - sx.square() / n.clamp(min=1)).clamp(min=1e-9)
+    covariance = sxy - sx * sy / n.clamp(min=1)
+    total = syy - sy.square() / n.clamp(min=1)
+    return (total - torch.where(n > 1.5, covariance.square() / variance, torch.zeros(()))).sum(dim=2)
+
+
+def horizon_position(images: Tensor, margin: float = 0.05) -> Tensor:
+    """Height of the horizon as a fraction from the top, [B].
+
+    The median colour of each row is split into a part above and a part below, each a linear gradient, where the two
+    fit best (least squares); the row at the split tells the subpixel position by its mix of the two.
+    """
+    rows = images.double().median(dim=3).values.transpose(1, 2)  # [B, H, 3]
+    height = rows.shape[1]
+    position = torch.arange(height, dtype=torch.float64) / height
+    above = _segment_errors(rows, position)
+    below = _segment_errors(rows.flip(1), position).flip(1)
+    low, high = max(4, round(margin * height)), height - max(4, round(margin * height))
+    # The row at the split belongs to neither side: it may be a mix of both.
+    cost = above[:, :-1] + below[:, 1:]
+    split = cost[:, low:high].argmin(dim=1) + low
+    return torch.stack([_subpixel(r, int(k)) for r, k in zip(rows, split, strict=True)]).float() / height
+
+
+def _subpixel(rows: Tensor, split: int) -> Tensor:
+    """Where in row `split` of [H, 3] the horizon lies, in pixels from the top."""
+    upper = 2 * rows[split - 1] - rows[split - 2]
+    lower = 2 * rows[split + 1] - rows[split + 2]
+    step = lower - upper
+    share_below = ((rows[split] - upper) @ step / step.square().sum().clamp(min=1e-9)).clamp(0, 1)
+    return split + 1 - share_below
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean Rec. 709 luma of sRGB values, [B] in [0, 1]."""
+    weights = images.new_tensor([0.2126, 0.7152, 0.0722])
+    return (images.mean(dim=(2, 3)) * weights).sum(dim=1)
+
+
+def psnr(images: Tensor, references: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB against references of the same shape, [B]."""
+    return -10 * (images - references).square().mean(dim=(1, 2, 3)).clamp(min=1e-10).log10()
+
+
+def _lab(colors: np.ndarray) -> np.ndarray:
+    return rgb2lab(np.asarray(colors, dtype=np.float64).reshape(-1, 1, 3)).reshape(-1, 3)
+
+
+def palette_distance(colors: np.ndarray, shares: np.ndarray, swatches: np.ndarray) -> float:
+    """CIEDE2000 distance between dominant colours [K, 3] with shares [K] of the picture and swatches [S, 3], sRGB.
+
+    The mean of both directions: each dominant colour, by its share, to the nearest swatch; each swatch to the nearest
+    dominant colour. 0 is a perfect match, about 2 is just noticeable.
+    """
+    distance = deltaE_ciede2000(_lab(colors)[:, None], _lab(swatches)[None, :])  # [K, S]
+    return float(0.5 * (distance.min(axis=1) @ (shares / shares.sum())) + 0.5 * distance.min(axis=0).mean())
+
+
+def dominant_colors(image: Tensor, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """The centres [K, 3] (sRGB) and shares [K] of a k-means clustering of a picture [3, H, W] in CIELAB."""
+    pixels = image.permute(1, 2, 0)[::2, ::2].reshape(-1, 3).double().numpy()
+    _, label = kmeans2(_lab(pixels), count, minit="++", seed=0)
+    used = np.unique(label)
+    return (
+        np.stack([pixels[label == k].mean(axis=0) for k in used]),
+        np.array([(label == k).mean() for k in used]),
+    )
+
+
+def palette_error(images: Tensor, swatches: Tensor) -> Tensor:
+    """`palette_distance` of each picture's dominant colours to swatches [S, 3], [B]."""
+    target = swatches.double().numpy()
+    return torch.tensor([palette_distance(*dominant_colors(image), target) for image in images])

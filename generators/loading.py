@@ -1,0 +1,95 @@
+"""Opens a generator by the class of its diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..distillation.errors import GeneratorError
+from . import flux_loading
+from .diffusers_flux import FluxGenerator
+from .settings import GeneratorSettings
+
+# A new architecture is a module with `from_pipeline` and `from_pretrained` under its pipeline's class name.
+ADAPTERS: Mapping[str, ModuleType] = {"FluxPipeline": flux_loading}
+
+
+def load_generator(
+    path_or_pipeline: str | Path | DiffusionPipeline,
+    prompts: Sequence[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_inference_steps: int | None = None,
+    gradient_checkpointing: bool = False,
+    download: bool = False,
+) -> FluxGenerator:
+    """A generator with its prompts encoded; the text encoders do not stay.
+
+    Args:
+        path_or_pipeline: a folder in diffusers' layout, a Hugging Face id, or a pipeline, which is left as it is.
+        prompts: at least one text.
+        device: None for the GPU if there is one; for a pipeline, where its transformer lies.
+        dtype: None for bfloat16 on a GPU and float32 on the CPU; for a pipeline, its own.
+        height, width: default image size in pixels, multiples of 16; None for 512.
+        num_inference_steps: default number of sampler steps; None for 4 (Flux schnell) or 28 (Flux dev).
+        gradient_checkpointing: recompute activations in the backward pass: less memory, same gradient.
+        download: allow the network; otherwise only folders and files already downloaded are read.
+
+    Raises:
+        GeneratorError: nothing is found there, the pipeline's class is not supported, or an argument does not fit.
+    """
+    texts = _check_prompts(prompts)
+    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing)
+    place = None if device is None else torch.device(device)
+    if isinstance(path_or_pipeline, DiffusionPipeline):
+        adapter = _adapter(type(path_or_pipeline).__name__)
+        return adapter.from_pipeline(path_or_pipeline, texts, place, dtype, settings)
+    place = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    return _load(path_or_pipeline, texts, place, dtype, settings, download)
+
+
+def _load(
+    path: str | Path, prompts: Sequence[str], device: torch.device, dtype: torch.dtype, settings: Any, download: bool
+) -> FluxGenerator:
+    if not isinstance(path, str | Path):
+        raise GeneratorError(
+            f"Expected a folder, a Hugging Face id or a diffusers pipeline, got {type(path).__name__}."
+        )
+    source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else str(path)
+    hub = {"local_files_only": not download}
+    try:
+        config: Any = DiffusionPipeline.load_config(source, **hub)
+        adapter = _adapter(str(config.get("_class_name")))
+        return adapter.from_pretrained(source, prompts, device, dtype, settings, **hub)
+    except (OSError, KeyError) as error:
+        raise GeneratorError(
+            f"Could not load a generator from {path}: {error} Expected a folder in diffusers' layout, with "
+            "model_index.json in it, or a Hugging Face id together with download=True."
+        ) from error
+
+
+def _adapter(pipeline_class: str) -> Any:
+    if pipeline_class not in ADAPTERS:
+        raise GeneratorError(
+            f"Expected one of the supported pipelines ({', '.join(ADAPTERS)}), got {pipeline_class}. "
+            "docs/architecture.md says how to add an adapter."
+        )
+    return ADAPTERS[pipeline_class]
+
+
+def _check_prompts(prompts: Any) -> tuple[str, ...]:
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) == 0:
+        raise GeneratorError(f"Expected a list of at least one prompt, got {prompts!r}.")
+    wrong = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if wrong:
+        raise GeneratorError(f"Expected each prompt as a text, got {wrong[0]!r}.")
+    return tuple(prompts)

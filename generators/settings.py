@@ -1,0 +1,29 @@
+"""What a generator does when its caller does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..distillation.errors import GeneratorError
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """Defaults of one generator; None leaves the choice to the architecture."""
+
+    height: int | None = field(default=None, metadata={"help": "Image height in pixels."})
+    width: int | None = field(default=None, metadata={"help": "Image width in pixels."})
+    num_inference_steps: int | None = field(default=None, metadata={"help": "Sampler steps of a whole picture."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, same gradient."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_inference_steps"):
+            check_positive(name, getattr(self, name))
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Raises GeneratorError unless `value` is None or an integer of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise GeneratorError(f"Expected {name} as a whole number of at least 1, got {value!r}.")
