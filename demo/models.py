@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    T5Config,
+    T5EncoderModel,
+)
+
+from .world import IMAGE_SIZE
 
 TEXT_WIDTH = 64
 
@@ -63,3 +76,54 @@ def build_text_encoders(vocab_size: int, length: int, pad: int, eos: int) -> tup
         decoder_start_token_id=pad,
     )
     return CLIPTextModel(clip), T5EncoderModel(t5)
+
+
+def build_critic(vocab_size: int, tokens: dict[str, int]) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL that sees 112 × 112 images as 8 × 8 patches; `tokens` maps special tokens to their ids."""
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": vocab_size,
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 256,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+                "tie_word_embeddings": False,
+                "bos_token_id": None,
+                "eos_token_id": tokens["<|im_end|>"],
+                "pad_token_id": tokens["<pad>"],
+            },
+            vision_config={
+                "depth": 4,
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_heads": 4,
+                "out_hidden_size": 128,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "window_size": 112,
+                "fullatt_block_indexes": [0, 1, 2, 3],
+            },
+            image_token_id=tokens["<|image_pad|>"],
+            video_token_id=tokens["<|video_pad|>"],
+            vision_start_token_id=tokens["<|vision_start|>"],
+            vision_end_token_id=tokens["<|vision_end|>"],
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    """The critic's processor: pictures are seen at 112 × 112."""
+    size = {"shortest_edge": IMAGE_SIZE * IMAGE_SIZE, "longest_edge": IMAGE_SIZE * IMAGE_SIZE}
+    kwargs = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**kwargs),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**kwargs),
+        chat_template=tokenizer.chat_template,
+    )

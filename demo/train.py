@@ -18,4 +18,5 @@ if __name__ == "__main__":
         train_generator(run, train_vae(run))
     elif stage == "critic":
         from .training.critic import train_critic
-        train_critic(run)
+        from .training.vae import train_vae
+        train_critic(run, train_vae(run))

@@ -1,0 +1,210 @@
+"""What the critic learns from: composites with a question and the probability that the answer is Yes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import overlays
+from ...evaluation.measures import palette_distance
+from ..questions import HORIZON, PALETTE, POSTFIX, THING, TIME
+from ..world import GROUNDS, IMAGE_SIZE, OBJECTS, TIMES, Scenes, palette, random_scenes, render
+
+BATCH = 64
+LOGIT = 3.5  # the surest label
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures uint8 [N, 3, 112, 112], their scenes, and how far each is from day or sunset to night."""
+
+    images: Tensor
+    scenes: Scenes
+    night: Tensor  # [N] in [0, 1]
+
+    def batch(self, generator: torch.Generator) -> Pool:
+        index = torch.randint(len(self.images), (BATCH,), generator=generator)
+        return Pool(self.images[index], self.scenes.select(index), self.night[index])
+
+
+@torch.no_grad()
+def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator) -> Pool:
+    """Scenes with the world's palettes, random ones and blends towards night; two thirds seen through the VAE,
+    with some noise in the latents, as generated pictures are."""
+    images, scenes, nights = [], [], []
+    for part in range(0, count, 64):
+        batch = random_scenes(64, generator, free_palette=0.25)
+        batch, night = _blend_to_night(batch, generator)
+        pictures = render(batch)
+        if part // 64 % 3:
+            with torch.autocast("cpu", torch.bfloat16):
+                latents = vae.encoder(pictures * 2 - 1).float()
+                strength = torch.rand(64, 1, 1, 1, generator=generator) * 0.35
+                pictures = (vae.decoder(latents + strength * torch.randn(latents.shape, generator=generator)) + 1) / 2
+        images.append((pictures.float().clamp(0, 1) * 255).round().byte())
+        scenes.append(batch)
+        nights.append(night)
+    merged = {name: torch.cat([getattr(s, name) for s in scenes]) for name in vars(scenes[0])}
+    return Pool(torch.cat(images), Scenes(**merged), torch.cat(nights))
+
+
+def _blend_to_night(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, Tensor]:
+    """Moves a quarter of the scenes part of the way to their night palette."""
+    is_night = (scenes.time == TIMES.index("night")).float()
+    share = torch.rand(len(scenes), generator=generator)
+    chosen = (torch.rand(len(scenes), generator=generator) < 0.25) & (scenes.time >= 0) & (is_night == 0)
+    night = torch.stack([palette("night", GROUNDS[g]) for g in scenes.ground.tolist()])
+    amount = torch.where(chosen, share, torch.zeros_like(share))
+    light = scenes.object_light * (1 - amount * 0.5)
+    return (
+        replace(scenes, colors=torch.lerp(scenes.colors, night, amount[:, None, None]), object_light=light),
+        torch.where(chosen, share, is_night),
+    )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch: composites [B, 3, 112, 112], questions, P(Yes) [B], and targets of the throw-away heads."""
+
+    images: Tensor
+    questions: list[str]
+    yes: Tensor
+    heads: dict[str, Tensor]  # class indices [B], −100 where there is none
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A little noise, blur, contrast and brightness, each on some of the pictures."""
+    count = len(images)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.where(rand(count, 1, 1, 1) < 0.25, blurred, images)
+    contrast, shift = 0.85 + 0.3 * rand(count, 1, 1, 1), 0.1 * (rand(count, 3, 1, 1) - 0.5)
+    images = torch.where(rand(count, 1, 1, 1) < 0.4, (images - 0.5) * contrast + 0.5 + shift, images)
+    return (images + 0.03 * rand(count, 1, 1, 1) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+
+
+def make_lesson(pool: Pool, generator: torch.Generator) -> Lesson:
+    """Draws pictures, overlays and questions."""
+    drawn = pool.batch(generator)
+    random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+    images = augment(drawn.images.float() / 255, generator)
+    rows = [_exercise(drawn, i, random) for i in range(len(images))]
+    composites = torch.cat([
+        row.overlay.apply(image[None]) if row.overlay else image[None] for row, image in zip(rows, images, strict=True)
+    ])
+    heads = {name: torch.tensor([row.heads.get(name, -100) for row in rows]) for name in HEADS}
+    questions = [_word(row.question, random) for row in rows]
+    return Lesson(composites, questions, torch.sigmoid(torch.tensor([row.logit for row in rows]).float()), heads)
+
+
+HEADS = {"horizon": 56, "line": 56, "distance": 61, "ground": 3, "object": 4, "night": 8, "palette": 16}
+
+
+@dataclass
+class _Exercise:
+    overlay: overlays.Overlay | None
+    question: str
+    logit: float
+    heads: dict[str, int]
+
+
+def _word(question: str, random: np.random.Generator) -> str:
+    question += POSTFIX if random.random() < 0.4 else ""
+    return question.lower() if random.random() < 0.1 else question
+
+
+def _exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Exercise:
+    """One picture's overlay, question, label and head targets."""
+    scenes = drawn.scenes
+    horizon = float(scenes.horizon[i])
+    colors = scenes.colors[i]
+    visible = float((colors[1] - colors[2]).norm()) > 0.2
+    heads = {"object": int(scenes.object[i])}
+    if visible:
+        heads["horizon"] = int(horizon * 56)
+    if scenes.time[i] >= 0:
+        heads |= {"ground": int(scenes.ground[i]), "night": min(7, int(drawn.night[i] * 8))}
+    kind = random.random()
+    if kind < 0.5 and visible:
+        overlay, question, logit, more = _horizon_exercise(horizon, random)
+    elif kind < 0.82:
+        overlay, question, logit, more = _palette_exercise(drawn, i, random)
+    else:
+        overlay, question, logit, more = None, "", 0.0, {}
+    if overlay is None or random.random() < 0.12:
+        question, logit = _plain_question(drawn, i, random)
+    return _Exercise(overlay, question, logit, heads | more)
+
+
+_Drawn = tuple[overlays.Overlay | None, str, float, dict[str, int]]
+
+
+def _horizon_exercise(horizon: float, random: np.random.Generator) -> _Drawn:
+    near = random.random()
+    if near < 0.25:
+        line = horizon + random.normal(0, 0.006)
+    elif near < 0.6:
+        line = horizon + random.normal(0, 0.06)
+    else:
+        line = random.uniform(0.1, 0.9)
+    line = float(np.clip(line, 0.05, 0.95))
+    off = (line - horizon) * IMAGE_SIZE
+    heads = {"line": int(line * 56), "distance": int(np.clip(round(off), -30, 30)) + 30}
+    overlay = overlays.horizon(line, thickness=float(random.uniform(0.014, 0.032)))
+    # Falls all the way out, so that there is a gradient far from the goal, and steeply near it.
+    logit = LOGIT - 0.8 * min(abs(off), 6.0) - 0.1 * max(abs(off) - 6.0, 0.0)
+    return overlay, str(random.choice(HORIZON)), max(logit, -7.0), heads
+
+
+def _true_palette(drawn: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """The quarter points of the two gradients and their shares of the picture."""
+    colors = drawn.scenes.colors[i].double().numpy()
+    points = [colors[a] + (colors[b] - colors[a]) * t for a, b in ((0, 1), (2, 3)) for t in (0.25, 0.75)]
+    horizon = float(drawn.scenes.horizon[i])
+    return np.clip(points, 0, 1), np.array([horizon, horizon, 1 - horizon, 1 - horizon]) / 2
+
+
+def _palette_exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Drawn:
+    colors, shares = _true_palette(drawn, i)
+    other = _true_palette(drawn, int(random.integers(len(drawn.images))))[0]
+    if random.random() < 0.3:
+        other = random.random((4, 3))
+    # 2 swatches: one of the sky, one of the ground; up to 4: both gradients' ends.
+    picks = ([0, 2], [1, 3], [0, 1, 2], [1, 2, 3], [0, 1, 2, 3])[int(random.integers(5))]
+    share = random.choice([0.0, float(random.random()), 1.0], p=[0.35, 0.35, 0.3])
+    swatches = np.clip(colors[picks] * (1 - share) + other[picks] * share + random.normal(0, 0.01, (len(picks), 3)), 0, 1)
+    if random.random() < 0.5:
+        random.shuffle(swatches)
+    distance = palette_distance(colors, shares, swatches)
+    names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (swatches * 255).round().astype(int)]
+    logit = LOGIT - 0.3 * min(max(distance - 3, 0.0), 16.0) - 0.06 * max(distance - 19, 0.0)
+    overlay = overlays.palette(names, height=float(random.uniform(0.12, 0.18)))
+    return overlay, str(random.choice(PALETTE)), max(logit, -5.0), {"palette": min(15, int(distance / 4))}
+
+
+def _plain_question(drawn: Pool, i: int, random: np.random.Generator) -> tuple[str, float]:
+    scenes = drawn.scenes
+    known = int(scenes.time[i]) >= 0
+    topic = random.random()
+    if known and topic < 0.5:
+        wanted = "night" if random.random() < 0.7 else str(random.choice(TIMES[:2]))
+        night = float(drawn.night[i])
+        if wanted == "night":
+            logit = LOGIT * (2 * night - 1)
+        else:
+            logit = LOGIT * (1 - 2 * night) if TIMES[int(scenes.time[i])] == wanted else -LOGIT
+        return str(random.choice(TIME)).format(wanted), logit
+    if known and topic < 0.75:
+        wanted = str(random.choice(GROUNDS))
+        name = "the sea" if wanted == "sea" else wanted
+        return str(random.choice(THING)).format(name), LOGIT if GROUNDS[int(scenes.ground[i])] == wanted else -LOGIT
+    wanted = str(random.choice(OBJECTS[1:]))
+    return str(random.choice(THING)).format(f"a {wanted}"), LOGIT if OBJECTS[int(scenes.object[i])] == wanted else -LOGIT
