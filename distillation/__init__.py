@@ -1,0 +1,36 @@
+"""The engine: recipe, loss, loop, files. It knows no ComfyUI, no diffusers and no transformers."""
+
+from .errors import (
+    CriticError,
+    DualProcessError,
+    GeneratorError,
+    LoraFileError,
+    OverlayError,
+    RecipeError,
+)
+from .interfaces import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
+from .loop import distill
+from .recipe import Question, Recipe
+from .result import DistillationDiverged, DistillationResult, Preview, StepReport
+
+__all__ = [
+    "Critic",
+    "CriticError",
+    "DistillationDiverged",
+    "DistillationResult",
+    "Draw",
+    "DualProcessError",
+    "Estimate",
+    "Generator",
+    "GeneratorError",
+    "LoraFileError",
+    "ModelInfo",
+    "Overlay",
+    "OverlayError",
+    "Preview",
+    "Question",
+    "Recipe",
+    "RecipeError",
+    "StepReport",
+    "distill",
+]

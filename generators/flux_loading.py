@@ -37,8 +37,7 @@ def from_pipeline(
     if missing:
         raise GeneratorError(f"Expected a whole FluxPipeline, but its {', '.join(missing)} is missing. Load it too.")
     device = device or pipeline.transformer.device
-    dtype = dtype or pipeline.transformer.dtype
-    transformer, vae = borrow(pipeline.transformer, device, dtype), borrow(pipeline.vae, device, dtype)
+    transformer, vae = (borrow(part, device, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
     encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), device)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
     return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings)

@@ -45,7 +45,9 @@ class CriticWithHeads(nn.Module):
     def inputs(self, lesson: Lesson) -> dict[str, Tensor]:
         def chat(question: str) -> str:
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            return self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
 
         return self.processor(
             text=[chat(q) for q in lesson.questions],

@@ -97,9 +97,12 @@ def make_lesson(pool: Pool, generator: torch.Generator) -> Lesson:
     random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
     images = augment(drawn.images.float() / 255, generator)
     rows = [_exercise(drawn, i, random) for i in range(len(images))]
-    composites = torch.cat([
-        row.overlay.apply(image[None]) if row.overlay else image[None] for row, image in zip(rows, images, strict=True)
-    ])
+    composites = torch.cat(
+        [
+            row.overlay.apply(image[None]) if row.overlay else image[None]
+            for row, image in zip(rows, images, strict=True)
+        ]
+    )
     heads = {name: torch.tensor([row.heads.get(name, -100) for row in rows]) for name in HEADS}
     questions = [_word(row.question, random) for row in rows]
     return Lesson(composites, questions, torch.sigmoid(torch.tensor([row.logit for row in rows]).float()), heads)
@@ -180,7 +183,9 @@ def _palette_exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Draw
     # 2 swatches: one of the sky, one of the ground; up to 4: both gradients' ends.
     picks = ([0, 2], [1, 3], [0, 1, 2], [1, 2, 3], [0, 1, 2, 3])[int(random.integers(5))]
     share = random.choice([0.0, float(random.random()), 1.0], p=[0.35, 0.35, 0.3])
-    swatches = np.clip(colors[picks] * (1 - share) + other[picks] * share + random.normal(0, 0.01, (len(picks), 3)), 0, 1)
+    swatches = np.clip(
+        colors[picks] * (1 - share) + other[picks] * share + random.normal(0, 0.01, (len(picks), 3)), 0, 1
+    )
     if random.random() < 0.5:
         random.shuffle(swatches)
     distance = palette_distance(colors, shares, swatches)
@@ -207,4 +212,6 @@ def _plain_question(drawn: Pool, i: int, random: np.random.Generator) -> tuple[s
         name = "the sea" if wanted == "sea" else wanted
         return str(random.choice(THING)).format(name), LOGIT if GROUNDS[int(scenes.ground[i])] == wanted else -LOGIT
     wanted = str(random.choice(OBJECTS[1:]))
-    return str(random.choice(THING)).format(f"a {wanted}"), LOGIT if OBJECTS[int(scenes.object[i])] == wanted else -LOGIT
+    return str(random.choice(THING)).format(f"a {wanted}"), LOGIT if OBJECTS[
+        int(scenes.object[i])
+    ] == wanted else -LOGIT

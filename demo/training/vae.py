@@ -82,7 +82,9 @@ def train_vae(run: Run) -> AutoencoderTiny:
         total += float(mse)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             count = (step % 100) + 1
-            run.log("vae", step=step + 1, loss=float(loss.detach()), psnr=-10 * float(torch.tensor(total / count).log10()))
+            run.log(
+                "vae", step=step + 1, loss=float(loss.detach()), psnr=-10 * float(torch.tensor(total / count).log10())
+            )
             total = 0.0
         if (step + 1) % 500 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)

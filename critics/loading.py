@@ -1,0 +1,165 @@
+"""Finds, checks and loads a model folder as transformers writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import is_torchvision_available, logging
+
+from ..distillation.errors import CriticError
+from .preprocessing import keeps_gradient, single_tile
+
+NO_GRADIENT = (
+    "The gradient from the critic's answer to the image needs torchvision: without it transformers prepares images "
+    "with Pillow, which has no gradient. Install the torchvision release that belongs to your torch."
+)
+DOWNLOADED = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
+
+
+def find_folder(path: str | Path, download: bool) -> Path:
+    """A local folder, or a Hugging Face id's: what was downloaded before, or with `download` the newest."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED, local_files_only=not download))
+    except (OSError, ValueError) as error:  # huggingface_hub's own errors derive from these
+        raise CriticError(
+            f"Expected the folder of a vision-language model, but there is no folder {str(path)!r}. If it is a Hugging "
+            "Face id such as 'Qwen/Qwen2.5-VL-3B-Instruct', pass download=True to fetch it "
+            f"({'this failed' if download else 'nothing is downloaded unasked'}: {type(error).__name__})."
+        ) from error
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise CriticError(f"Expected a device such as 'cuda' or 'cpu', got {device!r}.") from error
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise CriticError(f"Expected a float dtype such as 'bfloat16' or 'float32', got {dtype!r}.")
+    return chosen
+
+
+def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The folder's processor, with one tile an image.
+
+    Raises:
+        CriticError: it has no processor, image processor, tokenizer or chat template, or carries no gradient.
+    """
+    if not is_torchvision_available():
+        raise CriticError(NO_GRADIENT)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise CriticError(f"Could not load an image processor and tokenizer from {folder}: {error}") from error
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise CriticError(
+                f"Expected a processor with an {part.replace('_', ' ')} in {folder}, got {type(processor).__name__}. "
+                "Download the model's preprocessor_config.json, processor_config.json and tokenizer files too."
+            )
+    if getattr(processor, "chat_template", None) is None:
+        raise CriticError(
+            f"The model in {folder} has no chat template, so it cannot be asked a question. Use its instruction-tuned "
+            "(-it, -Instruct) version, or download its chat_template.jinja or chat_template.json too."
+        )
+    for name, value in single_tile(processor.image_processor).items():
+        setattr(processor.image_processor, name, value)  # Idefics2's processor reads it here
+    if not keeps_gradient(processor.image_processor):
+        raise CriticError(f"{NO_GRADIENT} The image processor is {type(processor.image_processor).__name__}.")
+    return processor
+
+
+def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
+    """Raises CriticError unless the folder holds the weights of an image-text-to-text model."""
+    if not (folder / "config.json").is_file():
+        raise CriticError(f"Expected a model folder with a config.json, found none in {folder}.")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CriticError(f"Could not read the model's config.json in {folder}: {error}") from error
+    remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not remote:
+        raise CriticError(
+            f"Expected a model that sees images and answers in text, but {folder} holds a {config.model_type!r} model, "
+            "which transformers knows as text-only or as something else. Choose a vision-language model."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise CriticError(f"The {config.model_type!r} model in {folder} is an encoder-decoder; use a decoder-only one.")
+    if not any(folder.glob("*.safetensors")):
+        raise CriticError(f"Found no weights (*.safetensors) in {folder}; download the model's weight files there.")
+
+
+def load_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, quantization: str | None, trust_remote_code: bool = False
+) -> Any:
+    """The frozen model in eval mode on its device.
+
+    Raises:
+        CriticError: weights that are missing or do not fit, or a quantisation that is not at hand.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    if quantization is not None:
+        # Such models refuse `.to(device)`: they are put there while they load.
+        options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise CriticError(f"Could not load the model in {folder}: {error}") from error
+    if report["missing_keys"]:  # transformers only warns and fills in random numbers
+        names = sorted(report["missing_keys"])
+        raise CriticError(f"The weights in {folder} lack {len(names)} tensors, {names[0]} first; download them again.")
+    if quantization is None:
+        model.to(device)
+    model.generation_config = _greedy(model.generation_config)
+    return model.eval().requires_grad_(False)
+
+
+def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if quantization not in ("8bit", "4bit"):
+        raise CriticError(f"Expected the quantization None, '8bit' or '4bit', got {quantization!r}.")
+    if find_spec("bitsandbytes") is None:
+        raise CriticError(f"The quantization {quantization!r} needs bitsandbytes: pip install bitsandbytes.")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _greedy(config: GenerationConfig) -> GenerationConfig:
+    """Only what ends a reply: models ship sampling settings and repetition penalties that would alter the argmax."""
+    eos = config.eos_token_id
+    first = eos[0] if isinstance(eos, list) else eos
+    pad = first if config.pad_token_id is None else config.pad_token_id
+    return GenerationConfig(eos_token_id=eos, pad_token_id=pad, bos_token_id=config.bos_token_id)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Errors only and no progress bars from transformers while entered."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""Images on their way to the model: checked, put through the model's own image processor, repeated per question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distillation.errors import CriticError
+
+SLACK = 1e-3  # how far rounding may push a value out of [0, 1]
+# Options by which families cut an image into several tiles. One tile an image keeps prompts short and costs low.
+TILING_OPTIONS = ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
+
+
+def single_tile(image_processor: Any) -> dict[str, bool]:
+    """The options that switch off tiling, of those that this image processor has."""
+    return {name: False for name in TILING_OPTIONS if hasattr(image_processor, name)}
+
+
+def check_images(images: Tensor) -> None:
+    """Raises CriticError unless `images` is a float tensor [B, 3, H, W] with values in [0, 1]."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+        came = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise CriticError(f"Expected images as a tensor of shape [B, 3, H, W], none of them zero, got {came}.")
+    if not images.is_floating_point():
+        raise CriticError(f"Expected images of a float dtype with values in [0, 1], got {images.dtype}: divide by 255.")
+    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    if not (low >= -SLACK and high <= 1 + SLACK):  # so written that NaN fails too
+        raise CriticError(f"Expected images with values in [0, 1], got {low:.4g} to {high:.4g}: clamp or rescale them.")
+
+
+def preprocess(image_processor: Any, images: Tensor) -> dict[str, Any]:
+    """Runs the model's own resizing, normalising and patching on images [B, 3, H, W]; keeps the gradient."""
+    # One list per image: the nesting that every family takes to mean "B samples of one image".
+    rows = [[image] for image in images.float()]
+    options = single_tile(image_processor)
+    return dict(image_processor(images=rows, do_rescale=False, return_tensors="pt", **options))
+
+
+def keeps_gradient(image_processor: Any) -> bool:
+    """Whether the image processor works on tensors; those made for Pillow and numpy have no gradient."""
+    probe = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    try:
+        pixels = preprocess(image_processor, probe)["pixel_values"]
+    except (RuntimeError, TypeError, ValueError):  # numpy refuses tensors that require gradients
+        return False
+    return isinstance(pixels, Tensor) and pixels.requires_grad
+
+
+def check_shapes(values: dict[str, Any], expected: dict[str, tuple[int, ...]], count: int) -> None:
+    """Raises CriticError unless `values` for `count` images fit what the whole processor makes of one image."""
+    for name, (rows, *rest) in expected.items():
+        shape = [count * rows, *rest]
+        if not isinstance(values.get(name), Tensor) or list(values[name].shape) != shape:
+            came = list(values[name].shape) if isinstance(values.get(name), Tensor) else type(values.get(name)).__name__
+            raise CriticError(
+                f"Expected {name} of shape {shape} from the critic's image processor, got {came}. "
+                "This model family prepares its images in a way that the critic does not know; choose another model."
+            )
+
+
+def repeat_each(value: Tensor, count: int, times: int) -> Tensor:
+    """Repeats each image's share of `value` [count · n, …], giving [count · times · n, …] with repeats side by side."""
+    if times == 1:
+        return value
+    return value.unflatten(0, (count, -1)).repeat_interleave(times, dim=0).flatten(0, 1)
+
+
+def place(values: dict[str, Any], names: Sequence[str], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The named tensors on the model's device, floats in the model's dtype; both within the graph."""
+    return {name: _place(values[name], device, dtype) for name in names}
+
+
+def _place(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)

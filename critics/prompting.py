@@ -1,0 +1,154 @@
+"""The text side of a question: chat template, tokens with the image's placeholders, and where the answer lies.
+
+It depends on the texts and the image's size alone, so that a training run needs it once per question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..distillation.errors import CriticError
+from .preprocessing import single_tile
+
+Asked = tuple[str, str | None]  # a question and, where one is rated, its answer
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Q prompts for images of one size, padded on the left so that all end together.
+
+    The last token of an answer is not among the inputs: nothing that follows it is rated.
+    """
+
+    inputs: dict[str, Tensor]  # the processor's text side: [Q, L] or [Q, L, …]
+    targets: Tensor  # [Q, A], token ids of the answers, at the right
+    is_answer: Tensor  # [Q, A], False on the padding of shorter answers
+    image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One prompt."""
+
+    text_side: dict[str, Tensor]  # [1, L] or [1, L, …]
+    image_shapes: dict[str, tuple[int, ...]]
+    answer: Tensor  # [A]
+
+
+def build_prompts(
+    processor: Any, asked: Sequence[Asked], height: int, width: int, device: torch.device | str = "cpu"
+) -> Prompts:
+    """Tokenises questions about one image of height × width pixels.
+
+    Raises:
+        CriticError: a text that the processor cannot take, or an answer without a token of its own.
+    """
+    rows = [_encode(processor, text, answer, height, width) for text, answer in asked]
+    length = max(row.text_side["input_ids"].shape[1] for row in rows)
+    longest = max(len(row.answer) for row in rows)
+    inputs = {}
+    for name in rows[0].text_side:
+        fill = _pad_id(processor.tokenizer) if name == "input_ids" else 0
+        inputs[name] = torch.cat([_pad_left(row.text_side[name], _length(row), length, fill) for row in rows])
+    targets = torch.stack([F.pad(row.answer, (longest - len(row.answer), 0)) for row in rows])
+    is_answer = torch.stack([torch.arange(longest) >= longest - len(row.answer) for row in rows])
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    return Prompts(inputs, targets.to(device), is_answer.to(device), rows[0].image_shapes)
+
+
+def _encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> _Encoded:
+    prompt = render_prompt(processor, text)
+    text_side, image_side = _tokenize(processor, prompt, height, width)
+    if answer is None:
+        return _Encoded(text_side, image_side, torch.zeros(0, dtype=torch.long))
+    prompt_ids = text_side["input_ids"][0]
+    text_side, image_side = _tokenize(processor, render_answered(processor, prompt, text, answer), height, width)
+    length = text_side["input_ids"].shape[1]
+    answer_ids = _what_differs(prompt_ids, text_side["input_ids"][0])
+    _check_answer(processor.tokenizer, answer, answer_ids)
+    shortened = {name: v[:, :-1] if _is_sequence(v, length) else v for name, v in text_side.items()}
+    return _Encoded(shortened, image_side, answer_ids)
+
+
+def render_prompt(processor: Any, text: str) -> str:
+    """The model's own chat template around one image and a question, up to where the model's turn begins."""
+    try:
+        return processor.apply_chat_template([_user(text)], add_generation_prompt=True)
+    except (ValueError, TypeError, TemplateError) as error:
+        raise CriticError(f"The critic's chat template refused the question {text!r}: {error}.") from error
+
+
+def render_answered(processor: Any, prompt: str, text: str, answer: str) -> str:
+    """The same with the answer behind it, spaced as the template does ("ASSISTANT: Yes" after "ASSISTANT:")."""
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    try:
+        answered = processor.apply_chat_template([_user(text), reply], continue_final_message=True)
+    except (ValueError, TypeError, TemplateError):
+        return prompt + answer  # a template for users' turns only
+    # Templates that put more than the answer behind the prompt (thinking blocks) would be rated on that too.
+    follows = answered.startswith(prompt) and answered[len(prompt) :].strip() == answer.strip()
+    return answered if follows else prompt + answer
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+
+
+def _tokenize(
+    processor: Any, prompt: str, height: int, width: int
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """The whole processor's output: its text side, and the shapes of its image side."""
+    picture = Image.new("RGB", (width, height))  # only its size matters here
+    options = single_tile(processor.image_processor)
+    # A template that writes the beginning-of-sequence token itself must not get a second one.
+    bos = processor.tokenizer.bos_token
+    special = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+    try:
+        whole = processor(text=[prompt], images=[[picture]], images_kwargs=options, return_tensors="pt", **special)
+        image_names = processor.image_processor(images=[[picture]], return_tensors="pt", **options).keys()
+    except (ValueError, TypeError, IndexError) as error:
+        raise CriticError(f"The critic's processor refused a {width}×{height} image: {error} ({prompt!r})") from error
+    text_side = {name: value for name, value in whole.items() if name not in image_names}
+    return text_side, {name: tuple(whole[name].shape) for name in image_names if name in whole}
+
+
+def _what_differs(prompt: Tensor, answered: Tensor) -> Tensor:
+    """The tokens of `answered` from the first one that is not `prompt`'s."""
+    shared = min(len(prompt), len(answered))
+    differs = (prompt[:shared] != answered[:shared]).nonzero()
+    return answered[int(differs[0]) if len(differs) else shared :]
+
+
+def _check_answer(tokenizer: Any, answer: str, ids: Tensor) -> None:
+    if len(ids) == 0:
+        raise CriticError(f"The answer {answer!r} is nothing to the critic's tokenizer; give at least one word.")
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids.tolist():
+        raise CriticError(f"The critic's tokenizer does not know every word of the answer {answer!r}; use other words.")
+
+
+def _length(row: _Encoded) -> int:
+    return row.text_side["input_ids"].shape[1]
+
+
+def _is_sequence(value: Tensor, length: int) -> bool:
+    return value.ndim >= 2 and value.shape[1] == length
+
+
+def _pad_left(value: Tensor, length: int, target: int, fill: int) -> Tensor:
+    """Pads [1, length, …] on the left of dimension 1 to `target`; leaves what has no such dimension."""
+    if not _is_sequence(value, length):
+        return value
+    return F.pad(value, (0, 0) * (value.ndim - 2) + (target - length, 0), value=fill)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    # Masked out wherever it stands; it must only not be the image's placeholder.
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)

@@ -1,0 +1,161 @@
+"""Dual-process distillation: generate, judge, backpropagate into the LoRA, step, report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .draws import draw_batch
+from .errors import RecipeError
+from .interfaces import Critic, Estimate, Generator
+from .loss import check_questions, vqa_loss
+from .recipe import Recipe
+from .regularizers import range_penalty, velocity_distance
+from .result import DistillationDiverged, DistillationResult, Preview, StepReport, mean_probability
+
+OnStep = Callable[[StepReport, Preview], None]
+
+
+def distill(
+    generator: Generator,
+    critic: Critic | Mapping[str, Critic],
+    recipe: Recipe,
+    on_step: OnStep | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    resume_from: str | Path | None = None,
+    checkpoint_path: str | Path | None = None,
+    checkpoint_every: int = 25,
+) -> DistillationResult:
+    """Teaches the generator's LoRA what the critics are asked (paper, algorithm 1).
+
+    Args:
+        generator: its first `len(recipe.prompts)` prompts are trained on, or all of them if the recipe names none.
+        critic: one critic (named "default"), or several by name.
+        recipe: what to teach and how.
+        on_step: called after every step with its report and the newest picture.
+        should_stop: asked before every backward pass; True ends the run, its result is the LoRA so far.
+        resume_from: a checkpoint of the same recipe and model; the run goes on as if it had never stopped.
+        checkpoint_path: where to write a checkpoint every `checkpoint_every` steps, so that a crash loses little.
+
+    Raises:
+        RecipeError: the recipe does not fit the generator or the critics.
+        LoraFileError: the checkpoint cannot be read, or is of another recipe or model.
+        DistillationDiverged: a loss or gradient was not finite; its `result` holds the last good LoRA.
+    """
+    critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
+    num_prompts = _check_prompts(generator, recipe)
+    check_questions(recipe.questions, critics, num_prompts)
+    num_steps = recipe.num_inference_steps or generator.num_inference_steps
+
+    generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed)
+    parameters = generator.lora_parameters()
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=recipe.learning_rate, weight_decay=0.0)
+    weights = generator.info.weights_sha256
+    history: list[StepReport] = []
+    if resume_from is not None:
+        rows = Checkpoint.load(resume_from).restore(parameters, optimizer, recipe, weights)
+        history = [StepReport(**{**row, "p_answer": tuple(row["p_answer"])}) for row in rows]
+
+    def snapshot() -> Checkpoint:
+        return Checkpoint.take(parameters, optimizer, recipe, weights, [asdict(r) for r in history])
+
+    def result(reason: str) -> DistillationResult:
+        infos = {name: c.info for name, c in critics.items()}
+        return DistillationResult(generator, infos, recipe, tuple(history), reason, snapshot())
+
+    with generator.training():
+        for step in range(len(history), recipe.train_steps):
+            started = time.perf_counter()
+            if _is_learned(recipe, history):
+                return result("early_stop")
+            optimizer.zero_grad(set_to_none=True)
+            batches = []
+            for micro in range(recipe.gradient_accumulation):
+                if should_stop is not None and should_stop():
+                    return result("interrupted")
+                draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
+                estimate = generator.estimate(draw, with_base=recipe.velocity_weight > 0)
+                loss = vqa_loss(critics, estimate.image, recipe.questions, draw.prompt_indices)
+                penalty, terms = _regularize(recipe, estimate)
+                gradient = loss.image_gradient / recipe.gradient_accumulation
+                torch.autograd.backward(
+                    [estimate.image, penalty / recipe.gradient_accumulation], [gradient.to(estimate.image), None]
+                )
+                batches.append((loss, terms))
+                preview = Preview(estimate.image.detach().clamp(0, 1), draw.prompt_indices)
+
+            mean_loss = sum(loss.loss for loss, _ in batches) / len(batches)
+            norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
+            if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+                what = "gradient" if math.isfinite(mean_loss) else "loss"
+                raise DistillationDiverged(step + 1, what, result("diverged"))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(step)
+            optimizer.step()
+
+            velocity, out_of_range = (
+                sum(values) / len(batches) for values in zip(*(t for _, t in batches), strict=True)
+            )
+            history.append(
+                StepReport(
+                    step=step + 1,
+                    train_steps=recipe.train_steps,
+                    loss=mean_loss,
+                    p_answer=mean_probability(torch.cat([loss.log_likelihood for loss, _ in batches])),
+                    velocity_distance=velocity,
+                    range_penalty=out_of_range,
+                    grad_norm=norm,
+                    learning_rate=recipe.learning_rate_at(step),
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            if checkpoint_path is not None and (step + 1) % checkpoint_every == 0:
+                snapshot().save(checkpoint_path)
+            if on_step is not None:
+                on_step(history[-1], preview)
+    return result("completed")
+
+
+def _check_prompts(generator: Generator, recipe: Recipe) -> int:
+    """How many of the generator's prompts are trained on."""
+    count = len(recipe.prompts) or generator.num_prompts
+    known = generator.prompts
+    if count > generator.num_prompts or (
+        known is not None and tuple(known[:count]) != (recipe.prompts or tuple(known))
+    ):
+        raise RecipeError(
+            f"The recipe's prompts must be the generator's first ones. The recipe has {list(recipe.prompts)}, the "
+            f"generator {list(known) if known is not None else generator.num_prompts}: load it with the recipe's prompts."
+        )
+    return count
+
+
+def _regularize(recipe: Recipe, estimate: Estimate) -> tuple[Tensor, tuple[float, float]]:
+    """The weighted penalties of one batch and their unweighted values."""
+    total = estimate.image.new_zeros(())
+    velocity = out_of_range = 0.0
+    if recipe.velocity_weight > 0:
+        assert estimate.base_prediction is not None
+        distance = velocity_distance(estimate.prediction, estimate.base_prediction)
+        total, velocity = total + recipe.velocity_weight * distance, float(distance.detach())
+    if recipe.range_weight > 0:
+        penalty = range_penalty(estimate.image)
+        total, out_of_range = total + recipe.range_weight * penalty, float(penalty.detach())
+    if not total.requires_grad:  # keeps the backward call the same without regularisers
+        total = total + 0 * estimate.image.sum()
+    return total, (velocity, out_of_range)
+
+
+def _is_learned(recipe: Recipe, history: list[StepReport]) -> bool:
+    """Whether every P(answer) was above the threshold for the last `stop_steps` steps."""
+    if recipe.stop_probability is None or len(history) < recipe.stop_steps:
+        return False
+    recent = [p for report in history[-recipe.stop_steps :] for p in report.p_answer if not math.isnan(p)]
+    return min(recent, default=0.0) > recipe.stop_probability

@@ -1,0 +1,134 @@
+"""What a distillation reports while it runs and hands back at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .errors import DualProcessError
+from .interfaces import Generator, ModelInfo
+from .recipe import Recipe
+from .tensor_file import write_tensors
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step."""
+
+    step: int  # counted from 1
+    train_steps: int
+    loss: float  # VQA loss without regularisers, nats
+    p_answer: tuple[float, ...]  # P(wanted answer) per question, mean over the samples asked; nan if none was
+    velocity_distance: float  # 0 unless the recipe weighs it
+    range_penalty: float
+    grad_norm: float  # of the LoRA, before clipping
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The newest picture of a step, for display only."""
+
+    image: Tensor  # [B, 3, H, W] in [0, 1], on the generator's device
+    prompt_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DistillationResult:
+    """A trained (or partly trained) LoRA and how it came to be.
+
+    `stop_reason` is "completed", "early_stop" (every P(answer) stayed above the threshold), or "interrupted".
+    """
+
+    generator: Generator
+    critics: Mapping[str, ModelInfo]
+    recipe: Recipe
+    history: tuple[StepReport, ...]
+    stop_reason: str
+    checkpoint: Checkpoint
+
+    @property
+    def steps(self) -> int:
+        return len(self.history)
+
+    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+        """The LoRA as it was when training ended, see `Generator.lora_state_dict`."""
+        return self.generator.lora_state_dict(format)
+
+    def save(self, path: str | Path, format: str = "diffusers", title: str | None = None) -> Path:
+        """Writes the LoRA as safetensors with `.alpha` and full metadata; atomic.
+
+        Args:
+            path: the file; its folder is made if need be.
+            format: "diffusers" (read by diffusers and ComfyUI) or "comfyui" (ComfyUI's own fused names).
+            title: for `modelspec.title`; the file's stem by default.
+
+        Raises:
+            LoraFileError: the file cannot be written.
+        """
+        return write_tensors(path, self.lora_state_dict(format), self.metadata(title or Path(path).stem))
+
+    def save_checkpoint(self, path: str | Path) -> Path:
+        """Writes what `distill(..., resume_from=path)` needs to go on as if nothing had happened."""
+        return self.checkpoint.save(path)
+
+    def history_summary(self) -> dict[str, Any]:
+        """Plain figures of the run; seconds are the only ones that differ from one equal run to the next."""
+        first, last = self.history[:1], self.history[-1:]
+        return {
+            "steps": self.steps,
+            "stop_reason": self.stop_reason,
+            "seconds": round(sum(r.seconds for r in self.history), 3),
+            "first_loss": first[0].loss if first else None,
+            "last_loss": last[0].loss if last else None,
+            "last_p_answer": list(last[0].p_answer) if last else None,
+        }
+
+    def metadata(self, title: str) -> dict[str, str]:
+        """The safetensors metadata: how the LoRA was made, and the fields that other tools read."""
+        base = self.generator.info
+        questions = "; ".join(f"{q.text} → {q.answer}" for q in self.recipe.questions)
+        return {
+            "format": "pt",
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": f"{base.architecture}/lora",
+            "modelspec.implementation": "https://github.com/huggingface/diffusers",
+            "modelspec.title": title,
+            "modelspec.description": f"Dual-process distillation of: {questions}",
+            "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "modelspec.tags": "dual-process",
+            "ss_network_dim": str(self.recipe.rank),
+            "ss_network_alpha": str(self.recipe.lora_alpha),
+            "dual_process.version": VERSION,
+            "dual_process.recipe": json.dumps(self.recipe.to_dict()),
+            "dual_process.base_model": json.dumps(base.to_dict()),
+            "dual_process.critics": json.dumps({name: info.to_dict() for name, info in self.critics.items()}),
+            "dual_process.history": json.dumps(self.history_summary()),
+        }
+
+
+class DistillationDiverged(DualProcessError):
+    """A loss or gradient was not finite; `result` holds the last good LoRA and the steps before."""
+
+    def __init__(self, step: int, what: str, result: DistillationResult) -> None:
+        super().__init__(
+            f"The {what} of step {step} is not a finite number, so training stopped there; the LoRA of step "
+            f"{step - 1} is kept. Lower the learning rate, or train in float32 or bfloat16 instead of float16."
+        )
+        self.step, self.result = step, result
+
+
+def mean_probability(log_likelihood: Tensor) -> tuple[float, ...]:
+    """P(answer) per question, the mean over the samples that were asked, from log-likelihoods [B, Q]."""
+    return tuple(torch.nanmean(log_likelihood.double().exp(), dim=0).tolist())
