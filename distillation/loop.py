@@ -127,12 +127,12 @@ def _check_prompts(generator: Generator, recipe: Recipe) -> int:
     """How many of the generator's prompts are trained on."""
     count = len(recipe.prompts) or generator.num_prompts
     known = generator.prompts
-    if count > generator.num_prompts or (
-        known is not None and tuple(known[:count]) != (recipe.prompts or tuple(known))
-    ):
+    same = known is None or not recipe.prompts or tuple(known[:count]) == recipe.prompts
+    if count > generator.num_prompts or not same:
+        held = generator.num_prompts if known is None else list(known)
         raise RecipeError(
-            f"The recipe's prompts must be the generator's first ones. The recipe has {list(recipe.prompts)}, the "
-            f"generator {list(known) if known is not None else generator.num_prompts}: load it with the recipe's prompts."
+            f"The recipe's prompts must be the generator's first ones. The recipe has {list(recipe.prompts)}, "
+            f"the generator holds {held}: load it with the recipe's prompts."
         )
     return count
 

@@ -1,6 +1,6 @@
 """Visual prompts drawn on the image before the critic looks at it."""
 
-from .layers import HorizonLine, ImageOverlay, PaletteStrip
+from .layers import HorizonLine, ImageOverlay, PaletteStrip, parse_color
 from .stack import KINDS, Layer, Overlay, build, composite, horizon, palette
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "composite",
     "horizon",
     "palette",
+    "parse_color",
 ]

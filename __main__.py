@@ -1,0 +1,5 @@
+"""`python -m dual_process`."""
+
+from .cli import main
+
+main()

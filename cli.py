@@ -1,0 +1,247 @@
+"""The command line: `dual-process demo`, `dual-process train`, `dual-process ask`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .distillation.errors import DualProcessError
+from .distillation.result import DistillationDiverged, DistillationResult, Preview, StepReport
+
+app = typer.Typer(
+    help="Teach an image generator new controls by asking a vision-language model about its pictures.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+console = Console(stderr=True)
+
+
+class ControlName(str, Enum):
+    """The controls that the demo can teach."""
+
+    horizon = "horizon"
+    palette = "palette"
+    night = "night"
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Shows the pack's own errors as one message without a traceback."""
+    try:
+        yield
+    except DualProcessError as error:
+        console.print(f"[bold red]Error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+class StopOnInterrupt:
+    """While entered, Ctrl-C asks the loop to stop; a second Ctrl-C ends the program at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def __enter__(self) -> StopOnInterrupt:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, *_: object) -> None:
+        self._asked.set()
+        signal.signal(signal.SIGINT, self._before)
+        console.print("Stopping after this step …")
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Any]:
+    """A bar with the loss and P(answer); yields the `on_step` callback."""
+    columns = [
+        TextColumn("[bold]distil[/]"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  P(answer) {task.fields[p]:.2f}"),
+    ]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("distil", total=total, loss=float("nan"), p=float("nan"))
+
+        def on_step(report: StepReport, preview: Preview) -> None:
+            known = [p for p in report.p_answer if p == p]
+            mean = sum(known) / len(known) if known else float("nan")
+            progress.update(task, completed=report.step, loss=report.loss, p=mean)
+
+        yield on_step
+
+
+@app.command()
+def demo(
+    control: Annotated[ControlName, typer.Option(help="What to teach.")] = ControlName.horizon,
+    line: Annotated[float, typer.Option(help="Height of the horizon line, fraction from the top.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder of the results; output/demo_CONTROL by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; the control's own by default.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The control's own by default.")] = None,
+    regularizers: Annotated[bool, typer.Option(help="Keep the pictures near the base model's.")] = True,
+    pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs of the evaluation.")] = 64,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output.")] = False,
+) -> None:
+    """Teaches the embedded demo models a control and measures whether it worked."""
+    with clear_errors():
+        from . import demo as world
+        from .demo.controls import CONTROLS
+        from .demo.runner import run_control
+
+        changes: dict[str, Any] = {}
+        if steps is not None:
+            changes["train_steps"] = steps
+        if learning_rate is not None:
+            changes["learning_rate"] = learning_rate
+        if not regularizers:
+            changes |= {"velocity_weight": 0.0, "range_weight": 0.0}
+        if control == ControlName.horizon:
+            changes["line"] = line
+        chosen = CONTROLS[control.value](seed=seed, **changes)
+        folder = output or Path("output") / f"demo_{control.value}"
+        generator, critic = world.load(chosen.prompts)
+        checkpoint = folder / "checkpoint.safetensors" if resume else None
+        with StopOnInterrupt() as should_stop, progress_bar(chosen.recipe.train_steps) as on_step:
+            try:
+                run = run_control(chosen, generator, critic, folder, pairs, on_step, should_stop, checkpoint)
+            except DistillationDiverged as error:
+                _save_partial(error.result, folder)
+                raise
+        if run.result.stop_reason == "interrupted":
+            _say_how_to_resume(run.result, folder)
+        _print_measures(run.report)
+        console.print(run.verdict.text, style="bold green" if run.verdict.outcome == "learned" else "bold red")
+        console.print(f"Written to {folder}: lora.safetensors, before_after.png, progress.png, report.json")
+        if as_json:
+            print((folder / "report.json").read_text())
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML or JSON file.")],
+    generator: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (Flux schnell or dev).")],
+    critic: Annotated[Path, typer.Option(help="Folder of a transformers vision-language model.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
+    checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing: less memory, more time.")] = False,
+) -> None:
+    """Distils a recipe into a LoRA."""
+    with clear_errors():
+        from . import overlays
+        from .critics import load_critic
+        from .distillation import Recipe, distill
+        from .distillation.errors import RecipeError
+        from .distillation.report import save_before_after, save_progress, write_json
+        from .generators import load_generator
+
+        plan = Recipe.load(recipe, build_overlay=overlays.build)
+        if not plan.prompts:
+            raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
+        output.mkdir(parents=True, exist_ok=True)
+        maker = load_generator(
+            generator,
+            prompts=list(plan.prompts),
+            device=device,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.num_inference_steps,
+            gradient_checkpointing=checkpointing,
+        )
+        judge = load_critic(critic, device=device)
+        checkpoint = output / "checkpoint.safetensors"
+        with StopOnInterrupt() as should_stop, progress_bar(plan.train_steps) as on_step:
+            try:
+                result = distill(maker, judge, plan, on_step, should_stop, checkpoint if resume else None, checkpoint)
+            except DistillationDiverged as error:
+                _save_partial(error.result, output)
+                raise
+        _save_partial(result, output)
+        if result.stop_reason == "interrupted":
+            _say_how_to_resume(result, output)
+        save_progress(output / "progress.png", result.history, [q.text for q in plan.questions])
+        chosen = list(range(min(4, len(plan.prompts))))
+        seeds = [(1 << 40) + i for i in chosen]
+        pictures = [maker.sample(chosen, seeds, lora_scale=scale).cpu() for scale in (0.0, 1.0)]
+        save_before_after(output / "before_after.png", *pictures, captions=[plan.prompts[i] for i in chosen])
+        write_json(output / "report.json", {**result.history_summary(), "recipe": plan.to_dict()})
+        console.print(f"Written to {output}: lora.safetensors, before_after.png, progress.png, report.json")
+
+
+@app.command()
+def ask(
+    critic: Annotated[Path, typer.Option(help="Folder of a transformers vision-language model.")],
+    image: Annotated[Path, typer.Option(help="A picture file.")],
+    question: Annotated[str, typer.Option(help="What to ask.")],
+    answer: Annotated[str, typer.Option(help="The answer whose probability is shown.")] = "Yes",
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON.")] = False,
+) -> None:
+    """Asks a critic one question about a picture."""
+    with clear_errors():
+        from PIL import Image
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        from .critics import load_critic
+        from .distillation import Question
+
+        try:
+            pixels = pil_to_tensor(Image.open(image).convert("RGB"))[None].float() / 255
+        except OSError as error:
+            raise DualProcessError(f"Could not read the picture {image}: {error}.") from error
+        model = load_critic(critic, device=device)
+        probability = float(model.log_likelihood(pixels, [Question(question, answer)]).exp())
+        reply = model.answer(pixels, question)[0]
+    if as_json:
+        print(json.dumps({"question": question, "reply": reply, "answer": answer, "p_answer": probability}))
+    else:
+        print(f"{reply}   (P({answer}) = {probability:.3f})")
+
+
+def _save_partial(result: DistillationResult, folder: Path) -> None:
+    """The LoRA and the checkpoint so far."""
+    result.save(folder / "lora.safetensors")
+    result.save_checkpoint(folder / "checkpoint.safetensors")
+
+
+def _say_how_to_resume(result: DistillationResult, folder: Path) -> None:
+    console.print(
+        f"Interrupted after step {result.steps} of {result.recipe.train_steps}. The LoRA so far is in "
+        f"{folder / 'lora.safetensors'}; run the same command with --resume to go on."
+    )
+
+
+def _print_measures(report: dict[str, Any]) -> None:
+    table = Table("measure", "before", "after", title=f"{report['pairs']} held-out (prompt, noise) pairs")
+    for name, before in report["before"].items():
+        after = report["after"][name]
+        rows = [(name, before, after)]
+        if isinstance(before, dict):
+            rows = [(f"{name}.{key}", before[key], after[key]) for key in before]
+        for label, then, now in rows:
+            table.add_row(label, f"{then:.3f}", f"{now:.3f}")
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of `dual-process`."""
+    app()

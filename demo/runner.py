@@ -1,0 +1,92 @@
+"""Runs a control of the demo world from start to report: evaluate, distil, evaluate again, judge, write it all down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..distillation import Critic, DistillationResult, distill
+from ..distillation.loop import OnStep
+from ..distillation.report import save_before_after, save_progress, write_json
+from ..evaluation.control import Control, Verdict, evaluate, judge, make_pairs, sample_pairs
+from ..generators import FluxGenerator
+from ..generators.noise import draw_noise
+from .world import LATENT_CHANNELS, LATENT_SIZE
+
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """What a run of a control gave; `report` is the content of `report.json`."""
+
+    result: DistillationResult
+    verdict: Verdict
+    report: dict[str, Any]
+
+
+def run_control(
+    control: Control,
+    generator: FluxGenerator,
+    critic: Critic,
+    output: Path,
+    pairs: int = 64,
+    on_step: OnStep | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    resume_from: Path | None = None,
+) -> ControlRun:
+    """Distils a control and writes lora.safetensors, before_after.png, progress.png and report.json to `output`.
+
+    Args:
+        control: what to teach; the generator holds `control.prompts`.
+        pairs: how many held-out (prompt, noise) pairs the measures are taken on.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    held_out = make_pairs(control, pairs, lambda seeds: draw_noise(seeds, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
+    started = time.perf_counter()
+    base = sample_pairs(generator, held_out, lora_scale=0.0)
+    before = evaluate(control, critic, base, base, held_out)
+    checkpoint = output / "checkpoint.safetensors"
+    result = distill(generator, critic, control.recipe, on_step, should_stop, resume_from, checkpoint)
+    if result.stop_reason == "interrupted":
+        result.save_checkpoint(checkpoint)
+    lora = result.save(output / "lora.safetensors")
+    trained = sample_pairs(generator, held_out, lora_scale=1.0)
+    after = evaluate(control, critic, trained, base, held_out)
+    verdict = judge(control, before, after)
+
+    save_progress(output / "progress.png", result.history, [q.text for q in control.recipe.questions])
+    _save_pictures(output / "before_after.png", control, base, trained, held_out.prompts)
+    report = {
+        "control": control.name,
+        "seed": control.recipe.seed,
+        "steps": result.steps,
+        "stop_reason": result.stop_reason,
+        "seconds": time.perf_counter() - started,
+        "seconds_per_step": sum(r.seconds for r in result.history) / max(1, result.steps),
+        "lora": str(lora),
+        "pairs": len(held_out),
+        "before": before,
+        "after": after,
+        "outcome": verdict.outcome,
+        "verdict": verdict.text,
+        "recipe": control.recipe.to_dict(),
+    }
+    write_json(output / "report.json", report)
+    return ControlRun(result, verdict, report)
+
+
+def _save_pictures(path: Path, control: Control, base: Tensor, trained: Tensor, prompts: tuple[str, ...]) -> None:
+    """Eight held-out pairs with the visual prompt drawn on them; for one without, the bare pictures."""
+    stride = max(1, len(base) // PICTURES)
+    chosen = list(range(0, len(base), stride))[:PICTURES]
+    images = [base[chosen], trained[chosen]]
+    overlay = control.recipe.questions[0].overlay
+    if overlay is not None:
+        images = [overlay.apply(i) for i in images]
+    save_before_after(path, images[0], images[1], [prompts[i] for i in chosen])

@@ -1,0 +1,79 @@
+"""What a run leaves behind for people: a before/after picture, a plot, and figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .result import StepReport
+
+
+def save_before_after(path: str | Path, before: Tensor, after: Tensor, captions: Sequence[str] = ()) -> None:
+    """Draws pictures [B, 3, H, W] in [0, 1] in columns, the base model's above the trained ones of the same noise."""
+    from matplotlib.figure import Figure
+
+    count = len(before)
+    figure = Figure(figsize=(1.75 * count + 0.4, 4.3), layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False)
+    for row, (name, images) in enumerate((("before", before), ("after", after))):
+        for column, image in enumerate(images.detach().cpu().clamp(0, 1)):
+            cell = axes[row][column]
+            cell.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            cell.set_xticks([])
+            cell.set_yticks([])
+        axes[row][0].set_ylabel(name, fontsize=13)
+    for cell, caption in zip(axes[0], captions, strict=False):
+        cell.set_title(caption, fontsize=8, wrap=True)
+    figure.savefig(path, dpi=130)
+
+
+def save_progress(path: str | Path, history: Sequence[StepReport], labels: Sequence[str]) -> None:
+    """Plots the VQA loss and P(answer) of each question over the steps, raw (pale) and as a running mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss_axis, probability_axis = figure.subplots(1, 2)
+    steps = [r.step for r in history]
+    _draw_series(loss_axis, steps, [r.loss for r in history], "tab:red", "VQA loss")
+    loss_axis.set_ylabel("−log P(answer), nats")
+    for index, label in enumerate(labels):
+        _draw_series(probability_axis, steps, [r.p_answer[index] for r in history], f"C{index}", label)
+    probability_axis.set_ylabel("P(answer)")
+    probability_axis.set_ylim(0, 1)
+    for axis in (loss_axis, probability_axis):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_series(axis: Any, steps: list[int], values: list[float], color: str, label: str) -> None:
+    axis.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+    axis.plot(steps, running_mean(values), color=color, linewidth=2, label=label)
+
+
+def running_mean(values: Sequence[float], window: int = 10) -> list[float]:
+    """Mean of the last `window` values that are numbers, at every place."""
+    tensor = torch.tensor(list(values), dtype=torch.float64)
+    return [float(tensor[max(0, i - window + 1) : i + 1].nanmean()) for i in range(len(tensor))]
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Writes strict JSON: a number that is not finite becomes null."""
+    Path(path).write_text(json.dumps(_finite(data), indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
