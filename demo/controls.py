@@ -104,7 +104,7 @@ def horizon_control(line: float = DEFAULT_LINE, seed: int = 0, **changes: Any) -
         held_out=tuple(_HELD_OUT),
         measure=measure,
         target=Bound("horizon_error_px.mean", "lower", 0.5, relative=True),
-        guards=(Bound("palette_accuracy", "higher", 0.05), Bound("psnr_counterfactual", "higher", 0.0)),
+        guards=(Bound("palette_accuracy", "higher", 0.05), Bound("psnr_counterfactual", "higher", 0.5)),
     )
 
 
@@ -148,7 +148,7 @@ def night_control(seed: int = 0, **changes: Any) -> Control:
         held_out=tuple(_HELD_OUT_SILENT),
         measure=measure,
         target=Bound("night_share", "higher", 0.2),
-        guards=(Bound("horizon_shift_px.median", "lower", 5.0), Bound("psnr_counterfactual", "higher", 0.0)),
+        guards=(Bound("horizon_shift_px.median", "lower", 5.0), Bound("psnr_counterfactual", "higher", 0.5)),
     )
 
 
@@ -158,4 +158,3 @@ CONTROLS: dict[str, Callable[..., Control]] = {
     "night": night_control,
 }
 
-__all__ = ["CONTROLS", "DEFAULT_LINE", "DEFAULT_PALETTE", "IMAGE_SIZE", "horizon_control", "night_control"]

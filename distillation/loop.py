@@ -82,6 +82,8 @@ def distill(
                     return result("interrupted")
                 draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
                 estimate = generator.estimate(draw, with_base=recipe.velocity_weight > 0)
+                if not torch.isfinite(estimate.image).all():
+                    raise DistillationDiverged(step + 1, "picture", result("diverged"))
                 loss = vqa_loss(critics, estimate.image, recipe.questions, draw.prompt_indices)
                 penalty, terms = _regularize(recipe, estimate)
                 gradient = loss.image_gradient / recipe.gradient_accumulation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def save_before_after(path: str | Path, before: Tensor, after: Tensor, captions:
     from matplotlib.figure import Figure
 
     count = len(before)
-    figure = Figure(figsize=(1.75 * count + 0.4, 4.3), layout="constrained")
+    figure = Figure(figsize=(1.75 * count + 0.4, 4.1), layout="constrained")
     axes = figure.subplots(2, count, squeeze=False)
     for row, (name, images) in enumerate((("before", before), ("after", after))):
         for column, image in enumerate(images.detach().cpu().clamp(0, 1)):
@@ -29,7 +30,7 @@ def save_before_after(path: str | Path, before: Tensor, after: Tensor, captions:
             cell.set_yticks([])
         axes[row][0].set_ylabel(name, fontsize=13)
     for cell, caption in zip(axes[0], captions, strict=False):
-        cell.set_title(caption, fontsize=8, wrap=True)
+        cell.set_title(textwrap.fill(caption, 22), fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -125,7 +125,7 @@ def judge(control: Control, before: Mapping[str, Any], after: Mapping[str, Any])
     moved = _change(target, before, after)
     fallen = [g for g in control.guards if not g.gain(before, after) >= -g.margin(before)]
     losses = "; ".join(_change(g, before, after) for g in fallen)
-    if gain > 0 and fallen:
+    if gain > 0.1 * target.margin(before) and fallen:
         return Verdict("hacked", f"HACKED: {moved}, which looks better, but a guard fell: {losses}.")
     if fallen:
         return Verdict("not learned", f"NOT LEARNED, and a guard fell: {moved}; {losses}.")

@@ -1,0 +1,83 @@
+"""How well, and how reliably, the demo world learns a control: several targets and seeds on held-out pairs.
+
+    python benchmarks/control.py --control horizon --json
+
+A row is the `report.json` of one run. Its time is one machine's; compare times within one run only.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from dual_process import demo
+from dual_process.cli import ControlName
+from dual_process.demo.controls import CONTROLS
+from dual_process.demo.runner import run_control
+
+LINES = (0.25, 0.45, 0.7)
+PALETTES = (
+    ("#5d8f8a", "#c9d8b6", "#8a6f9e", "#4b3a68"),
+    ("#f2c14e", "#e8d9b0", "#5b8e7d", "#2b4a5a"),
+    ("#2f3e75", "#7c8fd0", "#3d6b4f", "#1f3328"),
+)
+
+
+def targets(control: ControlName) -> list[dict[str, Any]]:
+    """The settings that a control is tried with."""
+    if control == ControlName.horizon:
+        return [{"line": line} for line in LINES]
+    if control == ControlName.palette:
+        return [{"colors": colors} for colors in PALETTES]
+    return [{}]
+
+
+def main(
+    control: Annotated[ControlName, typer.Option(help="What to teach.")] = ControlName.horizon,
+    seeds: Annotated[int, typer.Option(help="Training seeds for each target.")] = 3,
+    pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, else as a Markdown table.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Keep each run's pictures and report here.")] = None,
+) -> None:
+    """Runs every target with every seed and prints one row each."""
+    runs = [(target, seed) for target in targets(control) for seed in range(seeds)]
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (target, seed) in enumerate(track(runs, console=Console(stderr=True))):
+            chosen = CONTROLS[control.value](seed=seed, **target)
+            generator, critic = demo.load(chosen.prompts)
+            run = run_control(chosen, generator, critic, (output or Path(scratch)) / f"{number:02}", pairs)
+            rows.append({"target": target, **run.report})
+    print(json.dumps(rows, indent=2) if as_json else markdown(rows))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table of before → after, one line a row."""
+    measures = _flatten(rows[0]["after"])
+    lines = [
+        "| target | seed | " + " | ".join(measures) + " | outcome |",
+        "|---|---|" + "---|" * (len(measures) + 1),
+    ]
+    for row in rows:
+        before, after = _flatten(row["before"]), _flatten(row["after"])
+        cells = [f"{before[m]:.3g} → {after[m]:.3g}" for m in measures]
+        target = ", ".join(str(v) for v in row["target"].values()) or "–"
+        lines.append(f"| {target} | {row['seed']} | " + " | ".join(cells) + f" | {row['outcome']} |")
+    return "\n".join(lines)
+
+
+def _flatten(measures: dict[str, Any]) -> dict[str, float]:
+    flat = {}
+    for name, value in measures.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+if __name__ == "__main__":
+    typer.run(main)
