@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils import is_torchvision_available, logging
+from transformers.utils import logging
+from transformers.utils.import_utils import is_torchvision_available
 
 from ..distillation.errors import CriticError
 from .preprocessing import keeps_gradient, single_tile
@@ -21,7 +23,8 @@ NO_GRADIENT = (
     "The gradient from the critic's answer to the image needs torchvision: without it transformers prepares images "
     "with Pillow, which has no gradient. Install the torchvision release that belongs to your torch."
 )
-DOWNLOADED = ["*.json", "*.jinja", "*.model", "*.safetensors", "*.txt"]
+DOWNLOADED = ["*.json", "*.jinja", "*.model", "*.py", "*.safetensors", "*.tiktoken", "*.txt"]
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
 
 
 def find_folder(path: str | Path, download: bool) -> Path:
@@ -64,6 +67,8 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
     """
     if not is_torchvision_available():
         raise CriticError(NO_GRADIENT)
+    if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):  # transformers would make an empty one
+        raise CriticError(f"Found no tokenizer in {folder}; download the model's tokenizer.json there.")
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
@@ -119,11 +124,12 @@ def load_model(
         # Such models refuse `.to(device)`: they are put there while they load.
         options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise CriticError(f"Could not load the model in {folder}: {error}") from error
+    model, report = loaded
     if report["missing_keys"]:  # transformers only warns and fills in random numbers
         names = sorted(report["missing_keys"])
         raise CriticError(f"The weights in {folder} lack {len(names)} tensors, {names[0]} first; download them again.")

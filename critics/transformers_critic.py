@@ -100,7 +100,7 @@ class TransformersCritic:
                 tokenizer makes nothing of.
         """
         check_images(images)
-        asked = tuple(_check_question(question.text, question.answer) for question in questions)
+        asked = tuple(_check_question(question) for question in questions)
         if not asked:
             raise CriticError("Expected at least one question, got none.")
         prompts = self._prompts(asked, *images.shape[-2:], self.model.device)
@@ -117,7 +117,7 @@ class TransformersCritic:
         check_images(images)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
-        prompts = self._prompts((_check_question(text, None),), *images.shape[-2:], self.model.device)
+        prompts = self._prompts(((_check_text(text), None),), *images.shape[-2:], self.model.device)
         # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
         inputs = {name: v for name, v in self._inputs(images, prompts).items() if name in self._accepted}
         replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
@@ -140,12 +140,17 @@ class TransformersCritic:
         return self.model(**inputs, **keep, use_cache=False).logits[:, -length:]
 
 
-def _check_question(text: str, answer: str | None) -> Asked:
-    if not isinstance(text, str) or not text.strip():
-        raise CriticError(f"Expected a question of at least one word, got {text!r}.")
-    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+def _check_question(question: AskedQuestion) -> Asked:
+    text, answer = _check_text(question.text), question.answer
+    if not isinstance(answer, str) or not answer.strip():
         raise CriticError(f"Expected an answer of at least one word to {text!r}, got {answer!r}.")
     return text, answer
+
+
+def _check_text(text: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise CriticError(f"Expected a question of at least one word, got {text!r}.")
+    return text
 
 
 def _sum_log_probability(logits: Tensor, prompts: Prompts, images: int) -> Tensor:

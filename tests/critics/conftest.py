@@ -1,0 +1,157 @@
+"""Tiny critics of four families, and the naive computations that they are held against."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from dual_process.critics import TransformersCritic, load_critic
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+# What each family's template makes of a question, written out by hand, and what stands between it and the answer.
+# Gemma's template also writes <bos>, which its tokenizer adds to this.
+PROMPTS = {
+    "qwen": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "idefics3": "<|im_start|>User:<image>{}<end_of_utterance>\nAssistant:",
+    "llava": "USER: <image>\n{} ASSISTANT:",
+    "gemma3": "<start_of_turn>user\n<start_of_image>{}<end_of_turn>\n<start_of_turn>model\n",
+}
+GAPS = {"qwen": "", "idefics3": " ", "llava": " ", "gemma3": ""}
+
+
+@dataclass(frozen=True)
+class Asked:
+    text: str
+    answer: str = "Yes"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[1] / "tiny_models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def folders(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("critics")
+    return {name: write(root / name) for name, write in tiny.FAMILIES.items()}
+
+
+@pytest.fixture(scope="session")
+def critics(folders: dict[str, Path]) -> dict[str, TransformersCritic]:
+    return {name: load_critic(folder, device="cpu") for name, folder in folders.items()}
+
+
+@pytest.fixture(params=["qwen", "idefics3", "llava", "gemma3"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def critic(critics: dict[str, TransformersCritic], family: str) -> TransformersCritic:
+    return critics[family]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Two upright pictures, 56 × 84: darker to the right, the second one also towards the bottom."""
+    noise = torch.rand(2, 3, 56, 84, generator=torch.Generator().manual_seed(1)) * 0.3
+    across, down = torch.linspace(0.6, 0, 84), torch.linspace(0.1, 0, 56)
+    return noise + across + torch.stack([torch.zeros(56), down])[:, None, :, None]
+
+
+class Naive:
+    """The same folder without any code of ours: the processor's full call, one image and one question at a time."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        self.family = family
+
+    def prompt(self, text: str) -> str:
+        return PROMPTS[self.family].format(text)
+
+    def inputs(self, image: Any, prompt: str, rescale: bool = False) -> dict[str, Tensor]:
+        options = {"do_rescale": rescale}
+        if self.family == "idefics3":
+            options["do_image_splitting"] = False
+        return dict(self.processor(text=[prompt], images=[[image]], images_kwargs=options, return_tensors="pt"))
+
+    @torch.no_grad()
+    def next_token(self, inputs: dict[str, Tensor]) -> Tensor:
+        """log P of every token to come next, [vocabulary]."""
+        return torch.log_softmax(self.model(**inputs).logits[0, -1].double(), dim=-1)
+
+    def log_likelihood(self, image: Tensor, text: str, words: list[str]) -> float:
+        """Word by word, each on a fresh pass over all the text before it."""
+        prompt, total = self.prompt(text), 0.0
+        for word in words:
+            gap = GAPS[self.family] if word is words[0] else " "
+            token = self.processor.tokenizer.tokenize(gap + word)
+            assert len(token) == 1, token
+            scores = self.next_token(self.inputs(image, prompt))
+            total += float(scores[self.processor.tokenizer.convert_tokens_to_ids(token[0])])
+            prompt += gap + word
+        return total
+
+    def greedy(self, image: Tensor, text: str, count: int) -> list[int]:
+        inputs = self.inputs(image, self.prompt(text))
+        tokens: list[int] = []
+        while len(tokens) < count and tokens[-1:] != [self.processor.tokenizer.eos_token_id]:
+            tokens.append(int(self.next_token(inputs).argmax()))
+            for name, value in inputs.items():
+                new = {"input_ids": tokens[-1], "attention_mask": 1}.get(name, 0)
+                if "token_type" in name or name in ("input_ids", "attention_mask"):
+                    inputs[name] = torch.cat([value, torch.tensor([[new]])], dim=1)
+        return tokens
+
+
+@pytest.fixture(scope="session")
+def naives(folders: dict[str, Path]) -> dict[str, Naive]:
+    return {name: Naive(folder, name) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def naive(naives: dict[str, Naive], family: str) -> Naive:
+    return naives[family]
+
+
+@pytest.fixture
+def ask() -> Callable[..., Asked]:
+    """Makes a question: ask(text, answer="Yes")."""
+    return Asked
+
+
+@pytest.fixture
+def passed_to_model() -> Callable[[TransformersCritic, Callable[[], Any]], dict[str, Tensor]]:
+    """Runs a call and returns what the critic's model was given in it."""
+
+    def run(critic: TransformersCritic, call: Callable[[], Any]) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        hook = critic.model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+        try:
+            call()
+        finally:
+            hook.remove()
+        return seen
+
+    return run
