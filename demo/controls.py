@@ -157,4 +157,3 @@ CONTROLS: dict[str, Callable[..., Control]] = {
     "palette": palette_control,
     "night": night_control,
 }
-

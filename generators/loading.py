@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from ..distillation.errors import GeneratorError
 from . import flux_loading
 from .diffusers_flux import FluxGenerator
+from .quiet import quiet_loading
 from .settings import GeneratorSettings
 
 # A new architecture is a module with `from_pipeline` and `from_pretrained` under its pipeline's class name.
@@ -69,7 +70,8 @@ def _load(
     try:
         config: Any = DiffusionPipeline.load_config(source, **hub)
         adapter = _adapter(str(config.get("_class_name")))
-        return adapter.from_pretrained(source, prompts, device, dtype, settings, **hub)
+        with quiet_loading():
+            return adapter.from_pretrained(source, prompts, device, dtype, settings, **hub)
     except (OSError, KeyError) as error:
         raise GeneratorError(
             f"Could not load a generator from {path}: {error} Expected a folder in diffusers' layout, with "

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from dual_process.generators import load_generator
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-from dual_process.generators import load_generator
 
 WORDS = ["<pad>", "<eos>", "<unk>", "a", "red", "blue", "house", "tree", "sea", "with", "sky"]
 PROMPTS = ["a red house", "a tree with blue sky"]
@@ -69,9 +68,7 @@ def build_text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
         bos_token_id=0,
         eos_token_id=1,
     )
-    t5 = T5Config(
-        vocab_size=len(WORDS), d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=1, num_heads=2, pad_token_id=0
-    )
+    t5 = T5Config(vocab_size=len(WORDS), d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=1, num_heads=2, pad_token_id=0)
     return CLIPTextModel(clip).eval(), T5EncoderModel(t5).eval()
 
 
@@ -82,7 +79,9 @@ def build_pipeline(flavour: str) -> FluxPipeline:
         transformer, vae = build_transformer(flavour == "dev").eval(), build_vae().eval()
         for parameter in transformer.parameters():  # larger weights, so that layers and prompts matter
             parameter.data.mul_(1.5)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if flavour == "dev" else 1.0, use_dynamic_shifting=flavour == "dev")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        shift=3.0 if flavour == "dev" else 1.0, use_dynamic_shifting=flavour == "dev"
+    )
     pipeline = FluxPipeline(scheduler, vae, clip, build_tokenizer(12), t5, build_tokenizer(12), transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

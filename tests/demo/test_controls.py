@@ -1,0 +1,103 @@
+"""End to end on the embedded default: controls are learnt, hacking is called by its name, files hold what they say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from dual_process import demo, overlays
+from dual_process.demo import WEIGHTS
+from dual_process.demo.controls import CONTROLS, horizon_control
+from dual_process.demo.runner import run_control
+from dual_process.distillation import Recipe, distill
+from dual_process.distillation.tensor_file import read_tensors
+from dual_process.generators.noise import draw_noise
+
+
+@pytest.fixture(scope="module")
+def horizon_run(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("horizon")
+    control = horizon_control(0.3)
+    return run_control(control, *models, folder), folder
+
+
+def test_the_horizon_moves_to_the_line(horizon_run):
+    run, _ = horizon_run
+    before, after = run.report["before"], run.report["after"]
+    assert run.report["pairs"] >= 64
+    assert before["horizon_error_px"]["mean"] > 10
+    assert after["horizon_error_px"]["mean"] <= 1.5
+    assert after["within_3pct_height"] >= 0.95
+    assert after["palette_accuracy"] >= 0.95
+    assert after["psnr_counterfactual"] >= before["psnr_counterfactual"] + 3
+    assert run.verdict.outcome == "learned"
+
+
+def test_the_run_leaves_its_files(horizon_run):
+    run, folder = horizon_run
+    assert json.loads((folder / "report.json").read_text())["after"] == run.report["after"]
+    for name in ("before_after.png", "progress.png"):
+        assert min(Image.open(folder / name).size) > 300
+    tensors, metadata = read_tensors(folder / "lora.safetensors")
+    assert any(name.endswith(".alpha") for name in tensors)
+    recipe = Recipe.from_dict(json.loads(metadata["dual_process.recipe"]), overlays.build)
+    assert recipe == horizon_control(0.3).recipe
+
+
+def test_diffusers_loads_the_lora_and_makes_the_same_pictures(horizon_run, models):
+    _, folder = horizon_run
+    generator, _ = models
+    prompts = list(generator.prompts[-4:])
+    seeds = [11, 12, 13, 14]
+    ours = generator.sample(range(generator.num_prompts - 4, generator.num_prompts), seeds)
+    pipeline = FluxPipeline.from_pretrained(WEIGHTS / "pipeline", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def paint():
+        return pipeline(
+            prompts,
+            height=112,
+            width=112,
+            num_inference_steps=1,
+            guidance_scale=0.0,
+            latents=FluxPipeline._pack_latents(draw_noise(seeds, 16, 14, 14), 4, 16, 14, 14),
+            max_sequence_length=12,
+            output_type="pt",
+        ).images
+
+    bare = paint()
+    pipeline.load_lora_weights(folder / "lora.safetensors")
+    assert (paint() - ours).abs().max() < 1e-4
+    assert (bare - ours).abs().max() > 0.1
+
+
+def test_reward_hacking_is_called_by_its_name(tmp_path):
+    control = horizon_control(0.3, learning_rate=1e-3, velocity_weight=0.0, range_weight=0.0)
+    run = run_control(control, *demo.load(control.prompts), tmp_path)
+    assert run.verdict.outcome == "hacked"
+    assert "psnr_counterfactual" in run.report["verdict"] or "palette_accuracy" in run.report["verdict"]
+
+
+def test_resuming_on_the_real_generator_is_bit_exact(models, tmp_path):
+    generator, critic = models
+    recipe = horizon_control(0.3, train_steps=4, batch_size=2).recipe
+    whole = distill(generator, critic, recipe).lora_state_dict()
+    done = []
+    part = distill(generator, critic, recipe, lambda report, _: done.append(report), lambda: len(done) == 2)
+    assert part.stop_reason == "interrupted"
+    path = part.save_checkpoint(tmp_path / "checkpoint.safetensors")
+    resumed = distill(generator, critic, recipe, resume_from=path)
+    assert resumed.steps == 4
+    for name, tensor in resumed.lora_state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize("name", sorted(CONTROLS))
+def test_prompts_of_the_evaluation_are_held_out(name):
+    control = CONTROLS[name]()
+    assert len(set(control.held_out)) >= 8
+    assert not set(control.held_out) & set(control.recipe.prompts)

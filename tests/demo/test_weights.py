@@ -1,0 +1,118 @@
+"""The weights that ship: small, safe, in standard formats, and good at what they are for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, FluxPipeline
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from dual_process import overlays
+from dual_process.demo import WEIGHTS, questions, world
+from dual_process.demo.controls import horizon_control
+from dual_process.distillation import Question
+from dual_process.evaluation import make_pairs, sample_pairs
+from dual_process.evaluation.measures import horizon_position, psnr
+from dual_process.generators.noise import draw_noise
+
+
+def files():
+    return [p for p in WEIGHTS.rglob("*") if p.is_file()]
+
+
+def test_at_most_15_megabytes():
+    assert sum(p.stat().st_size for p in files()) <= 15_000_000
+
+
+def test_no_pickle_and_no_code():
+    assert {p.suffix for p in files()} <= {".json", ".safetensors", ".txt", ".jinja"}
+
+
+def test_formats_are_the_standard_ones():
+    assert json.loads((WEIGHTS / "pipeline" / "model_index.json").read_text())["_class_name"] == "FluxPipeline"
+    AutoModelForImageTextToText.from_pretrained(WEIGHTS / "critic")
+    AutoencoderTiny.from_pretrained(WEIGHTS / "pipeline", subfolder="vae")
+
+
+def test_the_tokenizer_knows_words_and_marks_unknown_ones():
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "pipeline", subfolder="tokenizer")
+    ids = tokenizer("A zeppelin over the SEA").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", "<unk>", "over", "the", "sea", "</s>"]
+
+
+def test_the_plain_pipeline_paints_the_scene_that_the_noise_names():
+    """FluxPipeline itself, one step, against the renderer."""
+    pipeline = FluxPipeline.from_pretrained(WEIGHTS / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a day sky over the sea", "the grass under a sunset sky", "a night sky over the sand"] * 4
+    noise = draw_noise(range(12), 16, 14, 14)
+    images = pipeline(
+        prompts,
+        height=112,
+        width=112,
+        num_inference_steps=1,
+        guidance_scale=0.0,
+        latents=FluxPipeline._pack_latents(noise, 12, 16, 14, 14),
+        max_sequence_length=12,
+        output_type="pt",
+    ).images
+    truth = world.scenes_from_noise(prompts, noise)
+    off = (horizon_position(images) - truth.horizon).abs() * 112
+    assert off.median() < 2.0
+    assert psnr(images, world.render(truth)).mean() > 20
+
+
+def test_more_steps_paint_the_same_scene(models):
+    generator, _ = models
+    one, four = (generator.sample(range(8), range(8), num_inference_steps=n) for n in (1, 4))
+    assert ((horizon_position(one) - horizon_position(four)).abs() * 112).median() < 3
+
+
+@pytest.mark.parametrize("line", [0.25, 0.45, 0.7])
+@pytest.mark.parametrize("question", questions.HORIZON)
+def test_the_critic_prefers_the_true_horizon(models, line, question):
+    _, critic = models
+    scenes = world.random_scenes(16, torch.Generator().manual_seed(3))
+    probability = {}
+    for off in (-0.2, -0.06, 0.0, 0.06, 0.2):
+        images = overlays.horizon(line).apply(world.render(world.with_horizon(scenes, line + off)))
+        with torch.no_grad():
+            probability[off] = float(critic.log_likelihood(images, [Question(question)]).exp().mean())
+    assert probability[0.0] > 0.7
+    assert probability[-0.06] < 0.4
+    assert probability[0.06] < 0.4
+    assert max(probability[-0.2], probability[0.2]) < 0.1
+
+
+def test_the_critic_tells_night_from_day(models):
+    _, critic = models
+    noise = draw_noise(range(12), 16, 14, 14)
+    prompts = ["a sky over the sea", "a sky over the grass", "a sky over the sand"] * 4
+    means = {}
+    for time in ("day", "night"):
+        images = world.render(world.with_time(prompts, noise, time))
+        with torch.no_grad():
+            means[time] = float(
+                critic.log_likelihood(images, [Question(questions.TIME[0].format("night"))]).exp().mean()
+            )
+    assert means["night"] > 0.8
+    assert means["day"] < 0.2
+
+
+def test_the_critic_replies_in_words(models):
+    _, critic = models
+    scenes = world.random_scenes(8, torch.Generator().manual_seed(4))
+    images = overlays.horizon(0.5).apply(world.render(world.with_horizon(scenes, 0.5)))
+    replies = critic.answer(images, questions.HORIZON[0])
+    assert set(replies) <= {"Yes", "No"}
+    assert replies.count("Yes") >= 6
+
+
+def test_pairs_are_repeatable(models):
+    generator, _ = models
+    control = horizon_control()
+    pairs = make_pairs(control, 4, lambda seeds: draw_noise(seeds, 16, 14, 14))
+    assert torch.equal(sample_pairs(generator, pairs, 0.0), sample_pairs(generator, pairs, 0.0, batch=4))
+    assert not set(pairs.prompts) & set(control.recipe.prompts)

@@ -1,0 +1,116 @@
+"""The command line, run as users run it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from dual_process.cli import app
+from dual_process.demo import WEIGHTS
+from dual_process.distillation.tensor_file import read_tensors
+
+RECIPE = """
+prompts = ["a day sky over the sea", "a night sky over the grass"]
+train_steps = {steps}
+learning_rate = 3e-4
+height = 112
+width = 112
+num_inference_steps = 1
+
+[[questions]]
+text = "Is the overlaid red line aligned with the horizon of the scene?"
+overlay = {{ kind = "horizon", position = 0.4 }}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(steps=3))
+    return path
+
+
+def arguments(recipe, output):
+    folders = ["--generator", str(WEIGHTS / "pipeline"), "--critic", str(WEIGHTS / "critic")]
+    return ["train", str(recipe), *folders, "--output", str(output), "--device", "cpu"]
+
+
+def test_train_writes_its_files(recipe, tmp_path):
+    result = CliRunner().invoke(app, arguments(recipe, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "lora.safetensors",
+        "checkpoint.safetensors",
+        "before_after.png",
+        "progress.png",
+        "report.json",
+    }
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 3
+
+
+def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
+    recipe.write_text(RECIPE.format(steps=100000))
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "dual_process", *arguments(recipe, output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (output / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "--resume" in said
+    _, metadata = read_tensors(output / "lora.safetensors")
+    done = json.loads(metadata["dual_process.history"])["steps"]
+    assert 25 <= done < 100000
+    recipe.write_text(RECIPE.format(steps=done + 2))
+    result = CliRunner().invoke(app, [*arguments(recipe, output), "--resume"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "report.json").read_text())["steps"] == done + 2
+
+
+def test_ask(tmp_path):
+    from torchvision.utils import save_image
+
+    from dual_process.demo import world
+
+    noise_prompts = ["a night sky over the sea"]
+    import torch
+
+    save_image(world.render(world.scenes_from_noise(noise_prompts, torch.zeros(1, 16, 14, 14))), tmp_path / "night.png")
+    call = ["ask", "--critic", str(WEIGHTS / "critic"), "--image", str(tmp_path / "night.png")]
+    result = CliRunner().invoke(app, [*call, "--question", "Is it night?", "--json"])
+    said = json.loads(result.stdout)
+    assert said["reply"] == "Yes"
+    assert said["p_answer"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train_stepz = 3", "Unknown recipe keys ['train_stepz']"),
+        ("rank = 0", "rank"),
+        ("seed = -1", "seed"),
+    ],
+)
+def test_a_bad_recipe_is_named(recipe, tmp_path, change, message):
+    recipe.write_text(f"{change}\n{recipe.read_text()}")
+    result = CliRunner().invoke(app, arguments(recipe, tmp_path / "out"))
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    call = ["ask", "--critic", str(WEIGHTS / "critic"), "--image", str(tmp_path / "none.png"), "--question", "Is it?"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1
+    assert "none.png" in "".join(result.output.split())

@@ -1,0 +1,46 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from dual_process.distillation import Question, Recipe
+from dual_process.overlays import KINDS
+
+ROOT = Path(__file__).parents[1]
+RECIPE_PAGE = (ROOT / "docs" / "recipe.md").read_text()
+
+
+def default(field) -> str:
+    return "required" if field.default is MISSING else "–" if field.default in (None, ()) else f"`{field.default}`"
+
+
+@pytest.mark.parametrize("field", [*fields(Recipe), *fields(Question)], ids=lambda f: f.name)
+def test_every_setting_is_documented(field):
+    assert f"| `{field.name}` | {default(field)} | {field.metadata['help']} |" in RECIPE_PAGE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_overlay_is_documented(kind):
+    assert f'kind = "{kind}"' in RECIPE_PAGE
+    for field in fields(KINDS[kind]):
+        assert f"| `{field.name}` | {default(field)} | {field.metadata['help']} |" in RECIPE_PAGE
+
+
+def test_the_recipe_of_the_readme_is_valid():
+    import tomllib
+
+    from dual_process import overlays
+
+    text = (ROOT / "README.md").read_text().split("```toml")[1].split("```")[0]
+    recipe = Recipe.from_dict(tomllib.loads(text), overlays.build)
+    assert recipe.questions[0].overlay == overlays.horizon(0.3)
+
+
+def test_ci_runs_the_readme_test_command():
+    command = "python -m pytest"
+    assert f"pip install -e '.[test]' && {command}" in (ROOT / "README.md").read_text()
+    assert "pip install -e '.[test]'" in (ROOT / ".ci" / "run").read_text()
