@@ -36,7 +36,7 @@ class Checkpoint:
     ) -> Checkpoint:
         state, groups = pack_optimizer(optimizer)
         tensors = {LORA + name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
-        tensors |= {OPTIMIZER + name: t.detach().to("cpu", copy=True) for name, t in state.items()}
+        tensors |= {OPTIMIZER + name: t for name, t in state.items()}
         return cls(
             tensors,
             {

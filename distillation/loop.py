@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .draws import draw_batch
 from .errors import RecipeError
-from .interfaces import Critic, Estimate, Generator
+from .interfaces import Critic, Draw, Estimate, Generator
 from .loss import check_questions, vqa_loss
 from .recipe import Recipe
 from .regularizers import range_penalty, velocity_distance
@@ -81,38 +81,24 @@ def distill(
                 if should_stop is not None and should_stop():
                     return result("interrupted")
                 draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
-                estimate = generator.estimate(draw, with_base=recipe.velocity_weight > 0)
-                if not torch.isfinite(estimate.image).all():
-                    raise DistillationDiverged(step + 1, "picture", result("diverged"))
-                loss = vqa_loss(critics, estimate.image, recipe.questions, draw.prompt_indices)
-                penalty, terms = _regularize(recipe, estimate)
-                gradient = loss.image_gradient / recipe.gradient_accumulation
-                torch.autograd.backward(
-                    [estimate.image, penalty / recipe.gradient_accumulation], [gradient.to(estimate.image), None]
-                )
-                batches.append((loss, terms))
-                preview = Preview(estimate.image.detach().clamp(0, 1), draw.prompt_indices)
+                batches.append(_learn_from(generator, critics, recipe, draw))
 
-            mean_loss = sum(loss.loss for loss, _ in batches) / len(batches)
+            loss = _mean([b.loss for b in batches])
             norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
-            if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-                what = "gradient" if math.isfinite(mean_loss) else "loss"
-                raise DistillationDiverged(step + 1, what, result("diverged"))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise DistillationDiverged(step + 1, "gradient" if math.isfinite(loss) else "loss", result("diverged"))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step)
             optimizer.step()
 
-            velocity, out_of_range = (
-                sum(values) / len(batches) for values in zip(*(t for _, t in batches), strict=True)
-            )
             history.append(
                 StepReport(
                     step=step + 1,
                     train_steps=recipe.train_steps,
-                    loss=mean_loss,
-                    p_answer=mean_probability(torch.cat([loss.log_likelihood for loss, _ in batches])),
-                    velocity_distance=velocity,
-                    range_penalty=out_of_range,
+                    loss=loss,
+                    p_answer=mean_probability(torch.cat([b.log_likelihood for b in batches])),
+                    velocity_distance=_mean([b.velocity_distance for b in batches]),
+                    range_penalty=_mean([b.range_penalty for b in batches]),
                     grad_norm=norm,
                     learning_rate=recipe.learning_rate_at(step),
                     seconds=time.perf_counter() - started,
@@ -121,7 +107,7 @@ def distill(
             if checkpoint_path is not None and (step + 1) % checkpoint_every == 0:
                 snapshot().save(checkpoint_path)
             if on_step is not None:
-                on_step(history[-1], preview)
+                on_step(history[-1], batches[-1].preview)
     return result("completed")
 
 
@@ -139,20 +125,46 @@ def _check_prompts(generator: Generator, recipe: Recipe) -> int:
     return count
 
 
-def _regularize(recipe: Recipe, estimate: Estimate) -> tuple[Tensor, tuple[float, float]]:
-    """The weighted penalties of one batch and their unweighted values."""
-    total = estimate.image.new_zeros(())
-    velocity = out_of_range = 0.0
+@dataclass(frozen=True)
+class _Batch:
+    """Detached terms of one backward pass."""
+
+    loss: float
+    log_likelihood: Tensor  # [B, Q]
+    velocity_distance: float
+    range_penalty: float
+    preview: Preview
+
+
+def _learn_from(generator: Generator, critics: Mapping[str, Critic], recipe: Recipe, draw: Draw) -> _Batch:
+    """Generates, judges and backpropagates one batch; its gradient is added to the LoRA's, divided by the batches."""
+    estimate = generator.estimate(draw, with_base=recipe.velocity_weight > 0)
+    preview = Preview(estimate.image.detach().clamp(0, 1), draw.prompt_indices)
+    if not torch.isfinite(estimate.image).all():  # no critic could look at it
+        unknown = torch.full((len(estimate.image), len(recipe.questions)), torch.nan)
+        return _Batch(math.nan, unknown, 0.0, 0.0, preview)
+    judged = vqa_loss(critics, estimate.image, recipe.questions, draw.prompt_indices)
+    velocity, out_of_range = _penalties(recipe, estimate)
+    # One backward pass through the generator carries the critics' gradient and the penalties'.
+    total = (judged.image_gradient.to(estimate.image) * estimate.image).sum()
+    total = total + recipe.velocity_weight * velocity + recipe.range_weight * out_of_range
+    (total / recipe.gradient_accumulation).backward()
+    return _Batch(judged.loss, judged.log_likelihood, float(velocity.detach()), float(out_of_range.detach()), preview)
+
+
+def _penalties(recipe: Recipe, estimate: Estimate) -> tuple[Tensor, Tensor]:
+    """The velocity distance and the range penalty; 0 where the recipe does not weigh them."""
+    velocity = out_of_range = estimate.image.new_zeros(())
     if recipe.velocity_weight > 0:
         assert estimate.base_prediction is not None
-        distance = velocity_distance(estimate.prediction, estimate.base_prediction)
-        total, velocity = total + recipe.velocity_weight * distance, float(distance.detach())
+        velocity = velocity_distance(estimate.prediction, estimate.base_prediction)
     if recipe.range_weight > 0:
-        penalty = range_penalty(estimate.image)
-        total, out_of_range = total + recipe.range_weight * penalty, float(penalty.detach())
-    if not total.requires_grad:  # keeps the backward call the same without regularisers
-        total = total + 0 * estimate.image.sum()
-    return total, (velocity, out_of_range)
+        out_of_range = range_penalty(estimate.image)
+    return velocity, out_of_range
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _is_learned(recipe: Recipe, history: list[StepReport]) -> bool:

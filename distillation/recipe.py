@@ -17,7 +17,7 @@ from .interfaces import Overlay
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 BuildOverlay = Callable[[Any], Overlay]
 

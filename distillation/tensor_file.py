@@ -79,10 +79,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """An optimiser's state as tensors named "{parameter index}.{name}" and its parameter groups as JSON."""
+    """A copy of an optimiser's state, on the CPU: tensors named "{parameter index}.{name}", parameter groups as JSON."""
     state = optimizer.state_dict()
     tensors = {
-        f"{index}.{name}": torch.as_tensor(value)
+        f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
         for index, entry in state["state"].items()
         for name, value in entry.items()
     }

@@ -81,7 +81,7 @@ def flow_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: 
     )
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu, device="cpu")
-    return scheduler.sigmas
+    return torch.as_tensor(scheduler.sigmas)
 
 
 class FluxGenerator:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from ..distillation.errors import GeneratorError
 from .diffusers_flux import FluxGenerator, FluxPrompts
@@ -16,6 +18,7 @@ from .settings import GeneratorSettings
 from .sharing import borrow
 
 ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
 MAX_TOKENS = {False: 256, True: 512}  # of the T5 sequence, by guidance_embeds: schnell, dev
 
 
@@ -36,9 +39,9 @@ def from_pipeline(
     missing = [name for name in (*ENCODERS, "transformer", "vae") if getattr(pipeline, name, None) is None]
     if missing:
         raise GeneratorError(f"Expected a whole FluxPipeline, but its {', '.join(missing)} is missing. Load it too.")
-    device = device or pipeline.transformer.device
-    transformer, vae = (borrow(part, device, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
-    encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), device)
+    place: torch.device = device or pipeline.transformer.device
+    transformer, vae = (borrow(part, place, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
+    encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), place)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
     return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings)
 
@@ -55,11 +58,11 @@ def from_pretrained(
 
     The text encoders are loaded, used and freed before the transformer is loaded, so the two never share memory.
     """
-    config = FluxTransformer2DModel.load_config(source, subfolder="transformer", **hub)
-    encoders = FluxPipeline.from_pretrained(source, transformer=None, vae=None, torch_dtype=dtype, **hub)
+    config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer", **hub)
+    encoders = FluxPipeline.from_pretrained(source, transformer=None, vae=None, **{DTYPE: dtype}, **hub)
     encoded = encode_prompts(encoders, prompts, bool(config["guidance_embeds"]), device)
     del encoders
-    parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), torch_dtype=dtype, **hub)
+    parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), **{DTYPE: dtype}, **hub)
     transformer, vae = (part.requires_grad_(False).to(device).eval() for part in (parts.transformer, parts.vae))
     return FluxGenerator(transformer, vae, parts.scheduler, encoded, Path(source).name, settings)
 

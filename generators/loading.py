@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..distillation.errors import GeneratorError
 from . import flux_loading

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ class AttachedLora:
         self.rank, self.alpha = weights.rank, weights.alpha
         self._before = _adapter_states(model)
         _inject(model, weights)
-        self._layers: dict[str, LoraLayer] = {name: model.get_submodule(name) for name in weights.matrices}
+        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
         for name, layer in _tuner_layers(model):
             active, disabled = self._before.get(name, ((), False))
             if name in self._layers:
@@ -155,7 +154,7 @@ def _adapter_states(model: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]
     return states
 
 
-def _keep_flags(module: nn.Module, action: Any) -> None:
+def _keep_flags(module: Any, action: Any) -> None:
     """Runs `action` and undoes what PEFT does to the requires_grad flags of the parameters that were there before."""
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     action()

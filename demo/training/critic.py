@@ -1,4 +1,5 @@
-"""Stage 3: the critic. Its vision tower first learns with throw-away heads, then the whole model learns to answer."""
+"""Stage 3: the critic. Its vision tower first learns with throw-away heads, then the whole model learns to answer,
+and last it learns not to be fooled by false horizons."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from ..tokenizer import critic_tokenizer
 from .common import Checkpoint, Run, cosine, set_learning_rate
 from .critic_data import HEADS, Lesson, make_lesson, make_pool
 
-VISION_STEPS, STEPS, POOL = 500, 2600, 9216
+VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 2600, 800, 9216
 HEAD_WEIGHT = 0.15
 
 
@@ -90,14 +91,16 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     critic = CriticWithHeads(build_processor(critic_tokenizer(all_texts())))
     optimizers = _optimizers(critic)
     checkpoint = Checkpoint(run.folder / "critic.safetensors", {"critic": critic}, optimizers)
-    start = checkpoint.load()
-    if start >= steps:
+    start, end = checkpoint.load(), steps + run.steps(HARDENING_STEPS)
+    if start >= end:
         return critic.eval()
     pool = make_pool(run.steps(POOL), vae, run.generator("critic-pool"))
-    for step in range(start, steps):
-        lesson = make_lesson(pool, run.generator("critic", step))
+    for step in range(start, end):
+        hardened = step >= steps
+        rate = 0.3 * cosine(step - steps, end - steps, warmup=20) if hardened else cosine(step, steps, warmup=100)
+        lesson = make_lesson(pool, run.generator("critic", step), hardened)
         for optimizer in optimizers:
-            set_learning_rate(optimizer, cosine(step, steps, warmup=100))
+            set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             if step < vision_steps:
@@ -113,7 +116,7 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
             optimizer.step()
         if (step + 1) % 50 == 0:
             _report(run, step + 1, lesson, log_probs, float(loss.detach()))
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 == end:
             checkpoint.save(step + 1)
     return critic.eval()
 

@@ -91,12 +91,51 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + 0.03 * rand(count, 1, 1, 1) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
-def make_lesson(pool: Pool, generator: torch.Generator) -> Lesson:
-    """Draws pictures, overlays and questions."""
+def add_false_horizons(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Faint edges and bands across a third of the pictures: what a generator that wants to please would draw.
+
+    The label still goes by the true horizon, so that a second edge under the red line wins nothing.
+    """
+    count, height = len(images), images.shape[-2]
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    y = (torch.arange(height) + 0.5)[None, None, :, None] / height
+    bands = torch.zeros(count, 3, height, 1)
+    for _ in range(3):
+        edge = 0.05 + 0.9 * rand(count, 1, 1, 1)
+        width = 0.004 + 0.03 * rand(count, 1, 1, 1)  # how soft the edge is
+        reach = 0.05 + 0.4 * rand(count, 1, 1, 1)  # how far it takes to fade away
+        step = torch.sigmoid((y - edge) / width) * torch.exp(-(y - edge).clamp(min=0) / reach)
+        bands += step * (rand(count, 3, 1, 1) - 0.5) * 0.35 * rand(count, 1, 1, 1)
+    return torch.where(rand(count, 1, 1, 1) < 0.35, images + bands, images).clamp(0, 1)
+
+
+def draw_ghosts(images: Tensor, scenes: Scenes, ghosts: list[tuple[float, float] | None]) -> Tensor:
+    """Lets the same scene with its horizon elsewhere shine through: (that horizon, how much of it) for each picture.
+
+    These are the pictures on the straight way from what is drawn to what is wanted.
+    """
+    chosen = torch.tensor([i for i, ghost in enumerate(ghosts) if ghost is not None], dtype=torch.long)
+    if len(chosen) == 0:
+        return images
+    horizon, amount = torch.tensor([g for g in ghosts if g is not None]).T
+    other = render(replace(scenes.select(chosen), horizon=horizon))
+    images = images.clone()
+    images[chosen] = torch.lerp(images[chosen], other, amount[:, None, None, None])
+    return images
+
+
+def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) -> Lesson:
+    """Draws pictures, overlays and questions; `hardened` puts false horizons into the pictures."""
     drawn = pool.batch(generator)
     random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-    images = augment(drawn.images.float() / 255, generator)
-    rows = [_exercise(drawn, i, random) for i in range(len(images))]
+    rows = [_exercise(drawn, i, random, hardened) for i in range(len(drawn.images))]
+    images = draw_ghosts(drawn.images.float() / 255, drawn.scenes, [row.ghost for row in rows])
+    if hardened:
+        images = add_false_horizons(images, generator)
+    images = augment(images, generator)
     composites = torch.cat(
         [
             row.overlay.apply(image[None]) if row.overlay else image[None]
@@ -117,6 +156,7 @@ class _Exercise:
     question: str
     logit: float
     heads: dict[str, int]
+    ghost: tuple[float, float] | None = None  # another horizon that shines through, and how much
 
 
 def _word(question: str, random: np.random.Generator) -> str:
@@ -124,27 +164,30 @@ def _word(question: str, random: np.random.Generator) -> str:
     return question.lower() if random.random() < 0.1 else question
 
 
-def _exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Exercise:
+def _exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> _Exercise:
     """One picture's overlay, question, label and head targets."""
     scenes = drawn.scenes
     horizon = float(scenes.horizon[i])
     colors = scenes.colors[i]
     visible = float((colors[1] - colors[2]).norm()) > 0.2
     heads = {"object": int(scenes.object[i])}
-    if visible:
-        heads["horizon"] = int(horizon * 56)
     if scenes.time[i] >= 0:
         heads |= {"ground": int(scenes.ground[i]), "night": min(7, int(drawn.night[i] * 8))}
     kind = random.random()
-    if kind < 0.5 and visible:
+    ghost = None
+    if kind < 0.5 and visible and hardened and random.random() < 0.45:
+        overlay, question, logit, more, ghost = _ghost_exercise(horizon, random)
+    elif kind < 0.5 and visible:
         overlay, question, logit, more = _horizon_exercise(horizon, random)
     elif kind < 0.82:
         overlay, question, logit, more = _palette_exercise(drawn, i, random)
     else:
         overlay, question, logit, more = None, "", 0.0, {}
+    if visible and ghost is None:
+        heads["horizon"] = int(horizon * 56)
     if overlay is None or random.random() < 0.12:
         question, logit = _plain_question(drawn, i, random)
-    return _Exercise(overlay, question, logit, heads | more)
+    return _Exercise(overlay, question, logit, heads | more, ghost)
 
 
 _Drawn = tuple[overlays.Overlay | None, str, float, dict[str, int]]
@@ -162,9 +205,25 @@ def _horizon_exercise(horizon: float, random: np.random.Generator) -> _Drawn:
     off = (line - horizon) * IMAGE_SIZE
     heads = {"line": int(line * 56), "distance": int(np.clip(round(off), -30, 30)) + 30}
     overlay = overlays.horizon(line, thickness=float(random.uniform(0.014, 0.032)))
-    # Falls all the way out, so that there is a gradient far from the goal, and steeply near it.
-    logit = LOGIT - 0.8 * min(abs(off), 6.0) - 0.1 * max(abs(off) - 6.0, 0.0)
-    return overlay, str(random.choice(HORIZON)), max(logit, -7.0), heads
+    return overlay, str(random.choice(HORIZON)), _alignment_logit(line - horizon), heads
+
+
+def _ghost_exercise(horizon: float, random: np.random.Generator) -> tuple[*_Drawn, tuple[float, float]]:
+    """Two horizons at once, most often with the red line on one of them: each counts by how much of it is there."""
+    overlay, question, logit, heads = _horizon_exercise(horizon, random)
+    line = overlay.layers[0].position
+    other = float(
+        np.clip(line + random.normal(0, 0.01) if random.random() < 0.7 else random.uniform(0.15, 0.85), 0.1, 0.9)
+    )
+    amount = float(random.random())
+    logit = (1 - amount) * logit + amount * _alignment_logit(line - other)
+    return overlay, question, logit, {"line": heads["line"]}, (other, amount)
+
+
+def _alignment_logit(off: float) -> float:
+    """Falls all the way out, so that there is a gradient far from the goal, and steeply near it."""
+    px = abs(off) * IMAGE_SIZE
+    return max(LOGIT - 0.8 * min(px, 6.0) - 0.1 * max(px - 6.0, 0.0), -7.0)
 
 
 def _true_palette(drawn: Pool, i: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from dual_process.critics import TransformersCritic, load_critic
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dual_process.critics import TransformersCritic, load_critic
 
 # What each family's template makes of a question, written out by hand, and what stands between it and the answer.
 # Gemma's template also writes <bos>, which its tokenizer adds to this.

@@ -1,6 +1,7 @@
 """The greedy reply, against an argmax loop over the unmodified model."""
 
 import pytest
+
 from dual_process.distillation.errors import CriticError
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dual_process.distillation.errors import CriticError
 
 

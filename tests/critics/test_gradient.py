@@ -1,6 +1,7 @@
 """The gradient from log P(answer) to the image, and to nothing else."""
 
 import torch
+
 from dual_process.critics import load_critic
 
 

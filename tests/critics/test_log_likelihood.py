@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from dual_process.critics import load_critic
 from PIL import Image
+
+from dual_process.critics import load_critic
 
 RED = "is the picture red ?"
 LONG = "what color do you see in the picture : red , green , blue ?"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from dual_process.generators import load_generator
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from dual_process.generators import load_generator
 
 WORDS = ["<pad>", "<eos>", "<unk>", "a", "red", "blue", "house", "tree", "sea", "with", "sky"]
 PROMPTS = ["a red house", "a tree with blue sky"]

@@ -1,0 +1,42 @@
+"""Every sample's draw comes from (seed, step, sample index) alone."""
+
+from __future__ import annotations
+
+from fakes import recipe
+
+from dual_process.distillation.draws import draw_batch
+
+
+def samples(draw):
+    return list(zip(draw.prompt_indices, draw.noise_seeds, draw.sampler_steps, strict=True))
+
+
+def test_batching_does_not_change_a_sample():
+    whole = samples(draw_batch(recipe(batch_size=4), 3, 0, 5, 7))
+    halves = [samples(draw_batch(recipe(batch_size=2), 3, first, 5, 7)) for first in (0, 2)]
+    assert whole == halves[0] + halves[1]
+
+
+def test_seed_step_and_sample_each_matter():
+    one = recipe(batch_size=1)
+    draws = [
+        draw_batch(one, 0, 0, 5, 7),
+        draw_batch(one, 1, 0, 5, 7),
+        draw_batch(one, 0, 1, 5, 7),
+        draw_batch(recipe(batch_size=1, seed=1), 0, 0, 5, 7),
+    ]
+    assert len({d.noise_seeds for d in draws}) == 4
+
+
+def test_every_prompt_and_sampler_step_is_drawn():
+    draws = [draw_batch(recipe(), step, 0, 3, 4) for step in range(60)]
+    assert {p for d in draws for p in d.prompt_indices} == {0, 1, 2}
+    assert {s for d in draws for s in d.sampler_steps} == {0, 1, 2, 3}
+
+
+def test_renoise_times():
+    draws = [draw_batch(recipe(timesteps="renoise"), step, 0, 3, 4) for step in range(60)]
+    times = [t for d in draws for t in d.renoise_times]
+    assert 0 < min(times) < 0.1
+    assert 0.9 < max(times) <= 1
+    assert draw_batch(recipe(), 0, 0, 3, 4).renoise_times is None

@@ -1,0 +1,138 @@
+"""Files: atomic, without pickle, with everything it takes to make the LoRA again."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import FakeCritic, FakeGenerator, recipe
+from PIL import Image
+from torch import nn
+
+from dual_process import overlays
+from dual_process.distillation import LoraFileError, Question, Recipe, distill, tensor_file
+from dual_process.distillation.fingerprint import weights_sha256
+from dual_process.distillation.report import running_mean, save_before_after, save_progress, write_json
+from dual_process.distillation.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
+
+ONES = {"x": torch.ones(3)}
+
+
+def test_round_trip(tmp_path):
+    path = write_tensors(tmp_path / "new" / "f.safetensors", ONES, {"a": "b"})
+    tensors, metadata = read_tensors(path)
+    assert torch.equal(tensors["x"], ONES["x"])
+    assert metadata["a"] == "b"
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_tensors(tmp_path / "f.safetensors", ONES, {})
+    before = path.read_bytes()
+
+    def full(tensors, name, metadata):
+        with open(name, "wb") as file:
+            file.write(b"half a fi")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensor_file, "save_file", full)
+    with pytest.raises(LoraFileError, match=r"f\.safetensors.*No space left.*still in memory"):
+        write_tensors(path, {"x": torch.zeros(3)}, {})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["f.safetensors"]
+
+
+def test_what_is_not_whole_or_not_safe_is_refused(tmp_path):
+    whole = write_tensors(tmp_path / "f.safetensors", {"x": torch.ones(500)}, {})
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+    torch.save(ONES, tmp_path / "zip.pt")
+    torch.save(ONES, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    for name, message in (
+        ("cut.safetensors", "truncated"),
+        ("zip.pt", "pickled"),
+        ("legacy.pt", "pickled"),
+        ("none.safetensors", "found none"),
+    ):
+        with pytest.raises(LoraFileError, match=message):
+            read_tensors(tmp_path / name)
+
+
+def test_optimizer_state_round_trip():
+    def optimizer(parameter):
+        return torch.optim.AdamW([parameter], lr=0.1)
+
+    one, two = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    first, second = optimizer(one), optimizer(two)
+    one.grad = torch.tensor([1.0, -2.0])
+    first.step()
+    two.data.copy_(one.data)
+    unpack_optimizer(second, *pack_optimizer(first))
+    one.grad, two.grad = torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])
+    first.step()
+    second.step()
+    assert torch.equal(one, two)
+
+
+def test_the_metadata_makes_the_lora_again(tmp_path):
+    settings = recipe(Question("Is it?", overlay=overlays.horizon(0.3)), prompts=("sea",))
+    result = distill(FakeGenerator(), FakeCritic(), settings)
+    _, metadata = read_tensors(result.save(tmp_path / "sea line.safetensors"))
+    assert Recipe.from_dict(json.loads(metadata["dual_process.recipe"]), overlays.build) == settings
+    assert json.loads(metadata["dual_process.base_model"]) == FakeGenerator().info.to_dict()
+    assert json.loads(metadata["dual_process.critics"]) == {"default": FakeCritic().info.to_dict()}
+    assert json.loads(metadata["dual_process.history"])["steps"] == 6
+    assert metadata["modelspec.title"] == "sea line"
+    assert metadata["modelspec.architecture"] == "fake-flow/lora"
+    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
+    assert "Is it?" in metadata["modelspec.description"]
+
+
+def test_resumed_metadata_is_equal_but_for_times(tmp_path):
+    def metadata(result):
+        values = dict(result.metadata("t"))
+        values.pop("modelspec.date")
+        values["dual_process.history"] = json.dumps(
+            {k: v for k, v in json.loads(values["dual_process.history"]).items() if k != "seconds"}
+        )
+        return values
+
+    seen = []
+    part = distill(FakeGenerator(), FakeCritic(), recipe(), lambda r, _: seen.append(r), lambda: len(seen) == 2)
+    path = part.save_checkpoint(tmp_path / "c.safetensors")
+    resumed = distill(FakeGenerator(), FakeCritic(), recipe(), resume_from=path)
+    assert metadata(resumed) == metadata(distill(FakeGenerator(), FakeCritic(), recipe()))
+
+
+def test_fingerprints_tell_models_apart():
+    base = weights_sha256([("w", torch.arange(5000.0))])
+    assert base == weights_sha256([("w", torch.arange(5000.0))])
+    others = [
+        ("v", torch.arange(5000.0)),
+        ("w", torch.arange(5000.0).reshape(50, 100)),
+        ("w", torch.arange(5000.0).double()),
+        ("w", torch.arange(5000.0) + 1),
+    ]
+    assert base not in {weights_sha256([other]) for other in others}
+
+
+def test_pictures_and_plots(tmp_path):
+    result = distill(FakeGenerator(), FakeCritic(), recipe())
+    broken = replace(result.history[0], p_answer=(float("nan"),))
+    save_progress(tmp_path / "p.png", [broken, *result.history[1:]], ["Is it?"])
+    save_before_after(tmp_path / "b.png", torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8), ["a", "b", "c"])
+    assert Image.open(tmp_path / "p.png").size[0] > 800
+    picture = Image.open(tmp_path / "b.png").convert("RGB")
+    width, height = picture.size
+    assert picture.getpixel((width // 2, height // 3)) == (0, 0, 0)
+    assert picture.getpixel((width // 2, height * 3 // 4)) == (255, 255, 255)
+
+
+def test_running_mean_passes_over_nan():
+    assert running_mean([1.0, float("nan"), 3.0], window=2) == [1.0, 1.0, 3.0]
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "r.json", {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": "x"}})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": None, "b": [1.0, None], "c": {"d": "x"}}

@@ -1,0 +1,232 @@
+"""The loop against a plain one written down here, and its promises: resume, stop, diverge, report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import SIZE, FakeCritic, FakeGenerator, recipe
+from torch.nn import functional as F
+
+from dual_process import overlays
+from dual_process.distillation import DistillationDiverged, LoraFileError, Question, RecipeError, distill
+from dual_process.distillation.draws import draw_batch
+
+LINE = overlays.horizon(0.4, thickness=0.3)
+QUESTIONS = (Question("a", overlay=LINE), Question("b", weight=0.5))
+
+
+def lora(result):
+    return {k: v.clone() for k, v in result.lora_state_dict().items()}
+
+
+def same(one, other, tolerance=0.0):
+    return all(torch.allclose(one[k], other[k], rtol=0, atol=tolerance) for k in one | other)
+
+
+def plain_trajectory(settings, steps):
+    """Loss and gradient norm of each step by a loop that shares only the random draws with the engine."""
+    generator = FakeGenerator()
+    generator.add_lora(settings.rank, settings.lora_alpha, settings.seed)
+    parameters = [generator.a, generator.b]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    rows = []
+    for step in range(steps):
+        draw = draw_batch(settings, step, 0, 2, 3)
+        noise = [torch.randn(6, generator=torch.Generator().manual_seed(s)) for s in draw.noise_seeds]
+        z = torch.stack(noise) + generator.shift[list(draw.prompt_indices)]
+        base = 0.25 * z @ generator.weight.T.detach()
+        velocity = base + 0.25 * z @ (settings.lora_alpha / settings.rank * generator.b @ generator.a).T
+        image = (velocity + 0.5).reshape(-1, 3, SIZE, SIZE)
+        visible = image.clamp(0, 1)
+        a = F.logsigmoid(LINE.apply(visible).flatten(1) @ FakeCritic.direction("a"))
+        b = F.logsigmoid(visible.flatten(1) @ FakeCritic.direction("b"))
+        loss = -(a + 0.5 * b).mean() / 1.5
+        outside = 5 * ((image - 1).clamp(min=0) + (-image).clamp(min=0)).mean()
+        total = loss + settings.velocity_weight * (velocity - base).square().mean() + settings.range_weight * outside
+        optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        rows.append((loss.item(), norm.item()))
+    return rows
+
+
+@pytest.mark.parametrize("changes", [{}, {"velocity_weight": 0.7, "range_weight": 2.0, "max_grad_norm": 0.05}])
+def test_ten_steps_equal_a_plain_loop(changes):
+    settings = recipe(*QUESTIONS, train_steps=10, **changes)
+    result = distill(FakeGenerator(), FakeCritic(), settings)
+    ours = [(r.loss, r.grad_norm) for r in result.history]
+    assert torch.allclose(torch.tensor(ours), torch.tensor(plain_trajectory(settings, 10)), rtol=1e-5, atol=1e-7)
+    assert ours[-1][0] != ours[0][0]
+
+
+def test_the_first_step_sees_the_base_model():
+    settings = recipe(*QUESTIONS, velocity_weight=1.0)
+    first = distill(FakeGenerator(), FakeCritic(), settings).history[0]
+    assert first.velocity_distance == 0.0
+    assert first.step == 1
+
+
+def test_only_the_lora_gets_gradients_and_the_model_comes_back():
+    generator = FakeGenerator()
+    before = generator.weight.detach().clone()
+    distill(generator, FakeCritic(), recipe())
+    assert generator.weight.grad is None
+    assert generator.weight.requires_grad
+    assert torch.equal(generator.weight, before)
+    assert generator.a.grad is not None
+
+
+def test_accumulation_equals_a_larger_batch():
+    questions = (Question("a", overlay=LINE), Question("b", prompts=(1,)))
+    settings = recipe(*questions, batch_size=4, velocity_weight=0.3, range_weight=0.3)
+    whole = distill(FakeGenerator(), FakeCritic(), settings)
+    parts = distill(FakeGenerator(), FakeCritic(), replace(settings, batch_size=2, gradient_accumulation=2))
+    assert same(lora(whole), lora(parts), 1e-6)
+    assert [r.loss for r in parts.history] == pytest.approx([r.loss for r in whole.history], rel=1e-5)
+    # NaN stands for a step in which the question was for none of the samples.
+    for one, other in zip(whole.history, parts.history, strict=True):
+        assert one.p_answer == pytest.approx(other.p_answer, rel=1e-5, nan_ok=True)
+
+
+def interrupted_at(step, settings, **kwargs):
+    seen = []
+    return distill(
+        FakeGenerator(), FakeCritic(), settings, lambda r, _: seen.append(r), lambda: len(seen) >= step, **kwargs
+    )
+
+
+def timeless(history):
+    return [replace(report, seconds=0.0) for report in history]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_resume_is_bit_exact(tmp_path, schedule):
+    settings = recipe(*QUESTIONS, train_steps=9, lr_schedule=schedule)
+    whole = distill(FakeGenerator(), FakeCritic(), settings)
+    part = interrupted_at(4, settings)
+    assert (part.stop_reason, part.steps) == ("interrupted", 4)
+    path = part.save_checkpoint(tmp_path / "c.safetensors")
+    resumed = distill(FakeGenerator(), FakeCritic(), settings, resume_from=path)
+    assert same(lora(resumed), lora(whole))
+    assert timeless(resumed.history) == timeless(whole.history)
+
+
+def test_checkpoints_are_written_on_the_way(tmp_path):
+    settings = recipe(*QUESTIONS, train_steps=9)
+    path = tmp_path / "c.safetensors"
+    interrupted_at(7, settings, checkpoint_path=path, checkpoint_every=3)
+    resumed = distill(FakeGenerator(), FakeCritic(), settings, resume_from=path)
+    assert same(lora(resumed), lora(distill(FakeGenerator(), FakeCritic(), settings)))
+
+
+def test_more_steps_may_be_asked_for_than_at_first(tmp_path):
+    short = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3))
+    path = short.save_checkpoint(tmp_path / "c.safetensors")
+    longer = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=8), resume_from=path)
+    assert same(lora(longer), lora(distill(FakeGenerator(), FakeCritic(), recipe(train_steps=8))))
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path):
+    result = distill(FakeGenerator(), FakeCritic(), recipe())
+    path = result.save_checkpoint(tmp_path / "c.safetensors")
+
+    def resume(generator=None, file=path, **changes):
+        distill(generator or FakeGenerator(), FakeCritic(), recipe(**changes), resume_from=file)
+
+    with pytest.raises(LoraFileError, match=r"\['learning_rate'\]"):
+        resume(learning_rate=0.02)
+    with pytest.raises(LoraFileError, match="another base model"):
+        resume(FakeGenerator(sha="2" * 64))
+    with pytest.raises(LoraFileError, match="not a checkpoint"):
+        resume(file=result.save(tmp_path / "lora.safetensors"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(LoraFileError, match="truncated"):
+        resume()
+
+
+def test_stop_before_the_first_step():
+    result = distill(FakeGenerator(), FakeCritic(), recipe(), should_stop=lambda: True)
+    assert (result.stop_reason, result.steps) == ("interrupted", 0)
+    assert torch.count_nonzero(lora(result)["layer.lora_B"]) == 0
+
+
+def test_early_stop():
+    settings = recipe(train_steps=50, stop_probability=0.01, stop_steps=3)
+    result = distill(FakeGenerator(), FakeCritic(), settings)
+    assert (result.stop_reason, result.steps) == ("early_stop", 3)
+    assert distill(FakeGenerator(), FakeCritic(), replace(settings, stop_probability=1.0)).steps == 50
+
+
+@pytest.mark.parametrize("poisoned", ["critic", "generator"])
+def test_not_a_number_keeps_the_last_good_lora(poisoned):
+    generator, critic = FakeGenerator(), FakeCritic(nan_at=3 if poisoned == "critic" else None)
+    generator.poison_seed_at = 3 if poisoned == "generator" else None
+    with pytest.raises(DistillationDiverged, match="step 4") as caught:
+        distill(generator, critic, recipe())
+    assert caught.value.step == 4
+    assert caught.value.result.steps == 3
+    good = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3))
+    assert same(lora(caught.value.result), lora(good))
+
+
+def test_not_a_number_in_the_gradient_alone():
+    class Spiky(FakeCritic):
+        def log_likelihood(self, images, questions):
+            return super().log_likelihood(images, questions) + (images.sum() * 0).sqrt()  # 0, slope infinite
+
+    with pytest.raises(DistillationDiverged, match="gradient of step 1"):
+        distill(FakeGenerator(), Spiky(), recipe())
+
+
+def test_reports_and_previews():
+    seen = []
+    result = distill(FakeGenerator(), FakeCritic(), recipe(*QUESTIONS), lambda *args: seen.append(args))
+    assert [report for report, _ in seen] == list(result.history)
+    assert [r.step for r in result.history] == [1, 2, 3, 4, 5, 6]
+    assert all(len(r.p_answer) == 2 and 0 < min(r.p_answer) < max(r.p_answer) < 1 for r in result.history)
+    preview = seen[-1][1]
+    assert preview.image.shape == (2, 3, SIZE, SIZE)
+    assert 0 <= preview.image.min() <= preview.image.max() <= 1
+    assert not preview.image.requires_grad
+
+
+def test_p_answer_of_a_question_that_no_sample_was_asked_is_nan():
+    settings = recipe(Question("a"), Question("b", prompts=(1,)), batch_size=1, train_steps=12)
+    generator = FakeGenerator()
+    history = distill(generator, FakeCritic(), settings).history
+    asked = [draw.prompt_indices == (1,) for draw in generator.draws]
+    assert {*asked} == {True, False}
+    assert [not math.isnan(r.p_answer[1]) for r in history] == asked
+
+
+def test_several_critics():
+    critics = {"one": FakeCritic(), "two": FakeCritic()}
+    result = distill(FakeGenerator(), critics, recipe(Question("a", critic="one"), Question("b", critic="two")))
+    assert result.steps == len(critics["one"].calls) == len(critics["two"].calls)
+    assert set(result.critics) == {"one", "two"}
+
+
+def test_the_recipe_reaches_the_generator():
+    generator = FakeGenerator()
+    distill(generator, FakeCritic(), recipe(prompts=("sea",), height=8, width=16, guidance=2.0, num_inference_steps=2))
+    for draw in generator.draws:
+        assert set(draw.prompt_indices) == {0}
+        assert max(draw.sampler_steps) < 2
+        assert (draw.height, draw.width, draw.guidance, draw.num_inference_steps) == (8, 16, 2.0, 2)
+
+
+@pytest.mark.parametrize("prompts", [("sand",), ("sea", "sand", "grass")])
+def test_prompts_must_be_the_generators_first(prompts):
+    with pytest.raises(RecipeError, match="load it with the recipe's prompts"):
+        distill(FakeGenerator(), FakeCritic(), recipe(prompts=prompts))
+
+
+def test_cosine_schedule_reaches_the_optimizer():
+    rates = [r.learning_rate for r in distill(FakeGenerator(), FakeCritic(), recipe(lr_schedule="cosine")).history]
+    assert rates == pytest.approx([0.01 * 0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6)])
+    constant = lora(distill(FakeGenerator(), FakeCritic(), recipe()))
+    assert not same(constant, lora(distill(FakeGenerator(), FakeCritic(), recipe(lr_schedule="cosine"))))

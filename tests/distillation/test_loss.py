@@ -1,0 +1,90 @@
+"""The VQA loss against numbers computed another way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import SIZE, FakeCritic
+from torch.nn import functional as F
+
+from dual_process import overlays
+from dual_process.distillation import Question, RecipeError
+from dual_process.distillation.loss import check_questions, question_weights, vqa_loss
+from dual_process.distillation.regularizers import range_penalty, velocity_distance
+
+IMAGE = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def log_p(text, images):
+    return F.logsigmoid(images.flatten(1) @ FakeCritic.direction(text))
+
+
+def test_weighted_mean_over_questions():
+    questions = [Question("a", weight=3.0), Question("b", weight=1.0)]
+    result = vqa_loss({"default": FakeCritic()}, IMAGE, questions, [0, 0])
+    wanted = -(0.75 * log_p("a", IMAGE) + 0.25 * log_p("b", IMAGE)).mean()
+    assert result.loss == pytest.approx(float(wanted), rel=1e-6)
+    assert torch.allclose(result.log_likelihood, torch.stack([log_p("a", IMAGE), log_p("b", IMAGE)], 1))
+
+
+def test_gradient_is_that_of_one_joint_graph():
+    line, other = overlays.horizon(0.4, thickness=0.3), overlays.palette(["green"], height=0.5)
+    questions = [Question("a", overlay=line), Question("b", weight=2.0, critic="x", overlay=other), Question("c")]
+    image = (IMAGE * 0.8 + 0.1).requires_grad_()
+    joint = -(log_p("a", line.apply(image)) + 2 * log_p("b", other.apply(image)) + log_p("c", image)).mean() / 4
+    joint.backward()
+    result = vqa_loss({"default": FakeCritic(), "x": FakeCritic()}, image, questions, [0, 0])
+    assert result.loss == pytest.approx(joint.item(), rel=1e-6)
+    assert torch.allclose(result.image_gradient, image.grad, atol=1e-7)
+
+
+def test_one_call_for_each_critic_and_overlay():
+    critics = {"default": FakeCritic(), "x": FakeCritic()}
+    questions = [
+        Question("a", overlay=overlays.horizon(0.3)),
+        Question("b"),
+        Question("c", overlay=overlays.horizon(0.3)),
+        Question("d", critic="x"),
+        Question("e", overlay=overlays.horizon(0.4)),
+    ]
+    vqa_loss(critics, IMAGE, questions, [0, 0])
+    assert critics["default"].calls == [["a", "c"], ["b"], ["e"]]
+    assert critics["x"].calls == [["d"]]
+
+
+def test_questions_for_some_prompts():
+    questions = [Question("a"), Question("b", prompts=(1,))]
+    result = vqa_loss({"default": FakeCritic()}, IMAGE, questions, [0, 1])
+    a, b = log_p("a", IMAGE), log_p("b", IMAGE)
+    assert result.loss == pytest.approx(-float(a[0] + (a[1] + b[1]) / 2) / 2, rel=1e-6)
+    assert result.log_likelihood[0, 1].isnan()
+    assert result.log_likelihood[1, 1] == pytest.approx(float(b[1]))
+    assert question_weights(questions, [0, 1]).tolist() == [[1.0, 0.0], [0.5, 0.5]]
+
+
+def test_no_gradient_past_saturation():
+    image = IMAGE.clone()
+    image[0, 0, 0, 0], image[0, 1, 0, 0] = 1.5, -0.2
+    gradient = vqa_loss({"default": FakeCritic()}, image, [Question("a")], [0, 0]).image_gradient
+    assert gradient[0, 0, 0, 0] == 0
+    assert gradient[0, 1, 0, 0] == 0
+    assert gradient[1].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (Question("a", critic="x"), "asks the critic 'x'"),
+        (Question("a", overlay={"kind": "horizon", "position": 0.3}), "plain data"),
+        (Question("a", prompts=(2,)), "only 0 to 1 exist"),
+        (Question("a", prompts=(0,)), r"No question is for the prompts \[1\]"),
+    ],
+)
+def test_questions_that_cannot_be_asked(question, message):
+    with pytest.raises(RecipeError, match=message):
+        check_questions([question], {"default": FakeCritic()}, 2)
+
+
+def test_regularizers_by_hand():
+    assert velocity_distance(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])) == pytest.approx((1 + 4) / 2)
+    assert range_penalty(torch.tensor([0.0, 1.0, 1.5, -0.1])) == pytest.approx(5 * (0.5 + 0.1) / 4)

@@ -1,0 +1,110 @@
+"""Recipes: defaults, validation, and what is written can be read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dual_process import overlays
+from dual_process.distillation import Question, Recipe, RecipeError
+
+QUESTION = Question("Is it?")
+
+
+def test_the_defaults_are_the_papers():
+    recipe = Recipe(QUESTION)
+    assert (recipe.rank, recipe.learning_rate, recipe.max_grad_norm, recipe.train_steps) == (16, 5e-5, 1.0, 100)
+    assert recipe.lora_alpha / recipe.rank == 5 * 8 / 16
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_what_is_written_can_be_read(tmp_path, suffix):
+    picture = overlays.ImageOverlay.from_image(_picture())
+    stack = overlays.horizon(0.3) + overlays.palette(["#112233", "red"]) + overlays.Overlay((picture,))
+    recipe = Recipe(
+        questions=(
+            Question("Is it?", overlay=stack, weight=0.5, prompts=(0, 2)),
+            Question('Is it "blue"?', "No", critic="other"),
+        ),
+        prompts=("a", "b – c", "d"),
+        train_steps=7,
+        guidance=3.5,
+        stop_probability=0.9,
+        timesteps="renoise",
+        seed=12,
+    )
+    path = tmp_path / f"recipe{suffix}"
+    recipe.save(path)
+    assert Recipe.load(path, build_overlay=overlays.build) == recipe
+
+
+def _picture():
+    from PIL import Image
+
+    return Image.new("RGB", (3, 2), "blue")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_steps": 0}, "train_steps"),
+        ({"train_steps": 1.5}, "train_steps"),
+        ({"rank": -1}, "rank"),
+        ({"batch_size": True}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"lora_alpha": -4}, "lora_alpha"),
+        ({"velocity_weight": -0.1}, "velocity_weight"),
+        ({"stop_probability": 1.5}, "stop_probability"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"seed": -1}, "seed"),
+        ({"height": 0}, "height"),
+        ({"lr_schedule": "linear"}, "'constant' or 'cosine'"),
+        ({"timesteps": "random"}, "'sampler' or 'renoise'"),
+        ({"prompts": "one text"}, "prompts"),
+        ({"questions": ()}, "at least one Question"),
+    ],
+)
+def test_bad_values_are_named(change, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe(**{"questions": (QUESTION,), **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"text": " "}, {"answer": ""}, {"weight": 0.0}, {"critic": ""}, {"prompts": ()}, {"prompts": (-1,)}],
+)
+def test_bad_questions_are_named(change):
+    with pytest.raises(RecipeError, match=f"a question's {next(iter(change))}"):
+        Question(**{"text": "Is it?", **change})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"questions": [{"text": "a"}], "step": 3}, r"Unknown recipe keys \['step'\]"),
+        ({"questions": [{"text": "a", "wait": 1}]}, r"Unknown question keys \['wait'\]"),
+        ({"questions": [{"answer": "Yes"}]}, "needs a text"),
+        ({"questions": ["a"]}, "as a table"),
+        ({}, "at least one Question"),
+    ],
+)
+def test_bad_data_is_named(data, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict(data)
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "broken.toml").write_text("questions = [")
+    with pytest.raises(RecipeError, match="neither valid TOML nor JSON"):
+        Recipe.load(tmp_path / "broken.toml")
+    with pytest.raises(RecipeError, match=r"missing\.toml"):
+        Recipe.load(tmp_path / "missing.toml")
+
+
+def test_learning_rate_schedules():
+    assert Recipe(QUESTION, learning_rate=0.2).learning_rate_at(99) == 0.2
+    cosine = Recipe(QUESTION, learning_rate=0.2, lr_schedule="cosine", train_steps=100)
+    assert [round(cosine.learning_rate_at(s), 6) for s in (0, 50, 100)] == [0.2, 0.1, 0.0]
