@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
@@ -79,7 +81,9 @@ def palette_distance(colors: np.ndarray, shares: np.ndarray, swatches: np.ndarra
 def dominant_colors(image: Tensor, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """The centres [K, 3] (sRGB) and shares [K] of a k-means clustering of a picture [3, H, W] in CIELAB."""
     pixels = image.permute(1, 2, 0)[::2, ::2].reshape(-1, 3).double().numpy()
-    _, label = kmeans2(_lab(pixels), count, minit="++", seed=0)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", UserWarning)  # a picture of fewer colours leaves clusters empty
+        _, label = kmeans2(_lab(pixels), count, minit="++", seed=0)
     used = np.unique(label)
     return (
         np.stack([pixels[label == k].mean(axis=0) for k in used]),

@@ -25,7 +25,7 @@ def parse_color(color: str) -> tuple[float, float, float]:
     """sRGB in [0, 1] of any colour that Pillow can name ("#ff0000", "red", "rgb(255, 0, 0)")."""
     try:
         red, green, blue = ImageColor.getrgb(color)[:3]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise OverlayError(f"Expected a colour such as '#ff0000' or 'red', got {color!r}.") from error
     return red / 255, green / 255, blue / 255
 

@@ -1,0 +1,89 @@
+"""The import rules of docs/architecture.md, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("distillation", "critics", "overlays", "generators", "demo", "evaluation", "nodes")
+COMFY = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution"}
+SHARED = {"interfaces", "errors", "fingerprint"}  # of distillation, for critics, overlays and generators
+
+
+def imports(source: str, parts: tuple[str, ...]):
+    """Absolute dotted names of everything that a module imports; ours begin with "dual_process"."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or "", False
+        elif isinstance(node, ast.ImportFrom):
+            base = [*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                yield ".".join([*base, alias.name]), True
+
+
+def violations(source: str, path: str) -> list[str]:
+    """What a module at `path` (within the pack) imports against the rules."""
+    parts = ("dual_process", *Path(path).with_suffix("").parts)
+    folder = parts[1] if len(parts) > 2 else ""
+    allows_comfy = folder == "nodes" or (folder in ("generators", "critics", "demo") and parts[-1].startswith("comfy_"))
+    wrong = []
+    for name, is_relative in imports(source, parts):
+        pieces = name.split(".")
+        if pieces[0] in COMFY and not allows_comfy:
+            wrong.append(f"{path} imports ComfyUI's {name}")
+        if pieces[0] != "dual_process":
+            continue
+        if not is_relative:
+            wrong.append(f"{path} imports {name} absolutely")
+        target = pieces[1] if len(pieces) > 1 else ""
+        if target == "nodes" and folder != "nodes":
+            wrong.append(f"{path} imports the nodes")
+        if folder == "distillation" and target != "distillation":
+            wrong.append(f"{path} imports {name}")
+        if folder in ("critics", "overlays", "generators") and target != folder:
+            allowed = target == "distillation" and len(pieces) > 2 and pieces[2] in SHARED
+            wrong.extend([] if allowed else [f"{path} imports {name}"])
+    return wrong
+
+
+def modules():
+    return [*sorted(p for f in FOLDERS for p in (ROOT / f).rglob("*.py")), ROOT / "cli.py", ROOT / "__main__.py"]
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_rules(module):
+    assert violations(module.read_text(), str(module.relative_to(ROOT))) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("distillation/loop.py", "from ..critics import load_critic"),
+        ("critics/a.py", "from ..overlays import horizon"),
+        ("overlays/a.py", "from ..distillation import Recipe"),
+        ("generators/a.py", "import comfy.sd"),
+        ("generators/a.py", "from dual_process.generators import noise"),
+        ("cli.py", "from .nodes import distill"),
+        ("demo/training/a.py", "from ...nodes.critic import Load"),
+    ],
+)
+def test_planted_violations_are_found(path, source):
+    assert violations(source, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("generators/comfy_model.py", "import comfy.sd"),
+        ("overlays/a.py", "from ..distillation.errors import OverlayError"),
+        ("demo/training/a.py", "from ... import overlays"),
+        ("nodes/a.py", "from ..distillation import Recipe"),
+    ],
+)
+def test_what_is_allowed_passes(path, source):
+    assert violations(source, path) == []
