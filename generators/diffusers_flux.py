@@ -230,7 +230,10 @@ class FluxGenerator:
 
     @contextmanager
     def training(self) -> Iterator[FluxGenerator]:
-        """While entered, only our LoRA requires gradients; the other requires_grad flags are restored afterwards."""
+        """While entered, only our LoRA requires gradients; the other requires_grad flags are restored afterwards.
+
+        Make the backward pass inside, too: with gradient checkpointing it runs the model again.
+        """
         ours = {id(parameter) for parameter in (self._lora.parameters().values() if self._lora else ())}
         parameters = chain(self.transformer.parameters(), self.vae.parameters())
         frozen = [p for p in parameters if p.requires_grad and id(p) not in ours]

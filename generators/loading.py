@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
 
-from ..distillation.errors import GeneratorError
+from ..distillation.errors import DualProcessError, GeneratorError
 from . import flux_loading
 from .diffusers_flux import FluxGenerator
 from .quiet import quiet_loading
@@ -72,7 +73,9 @@ def _load(
         adapter = _adapter(str(config.get("_class_name")))
         with quiet_loading():
             return adapter.from_pretrained(source, prompts, device, dtype, settings, **hub)
-    except (OSError, KeyError) as error:
+    except DualProcessError:
+        raise
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise GeneratorError(
             f"Could not load a generator from {path}: {error} Expected a folder in diffusers' layout, with "
             "model_index.json in it, or a Hugging Face id together with download=True."

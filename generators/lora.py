@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..distillation.errors import GeneratorError
+from .noise import seeded
 
 ADAPTER = "dual_process"
 
@@ -33,13 +34,13 @@ def gaussian_weights(shapes: Mapping[str, tuple[int, int]], rank: int, alpha: fl
     Drawn on the CPU in the order of `shapes` from a generator of its own, the deviation as in PEFT's "gaussian".
 
     Raises:
-        GeneratorError: the rank is not a positive integer, or alpha is not a finite positive number.
+        GeneratorError: the rank is not a positive integer, alpha not a finite positive number, or the seed none.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise GeneratorError(f"Expected a LoRA rank of at least 1, got {rank!r}.")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise GeneratorError(f"Expected a LoRA alpha above 0, got {alpha!r}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     matrices = {
         name: (torch.randn(rank, width_in, generator=generator) / rank, torch.zeros(width_out, rank))
         for name, (width_in, width_out) in shapes.items()

@@ -23,8 +23,16 @@ def draw_noise(seeds: Sequence[int], channels: int, height: int, width: int) -> 
 
 
 def _draw_one(seed: int, channels: int, height: int, width: int) -> Tensor:
+    return torch.randn(channels, height, width, generator=seeded(seed))
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A CPU generator of its own for a seed of at most 64 bits.
+
+    Raises:
+        GeneratorError: `seed` is something else.
+    """
     try:
-        generator = torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise GeneratorError(f"Expected a seed from 0 to 2^64 - 1, got {seed!r}.") from error
-    return torch.randn(channels, height, width, generator=generator)
