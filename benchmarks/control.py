@@ -23,7 +23,7 @@ from dual_process.demo.runner import run_control
 
 LINES = (0.25, 0.45, 0.7)
 PALETTES = (
-    ("#5d8f8a", "#c9d8b6", "#8a6f9e", "#4b3a68"),
+    ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250"),
     ("#f2c14e", "#e8d9b0", "#5b8e7d", "#2b4a5a"),
     ("#2f3e75", "#7c8fd0", "#3d6b4f", "#1f3328"),
 )

@@ -31,7 +31,7 @@ from .world import (
 )
 
 DEFAULT_LINE = 0.3
-DEFAULT_PALETTE = ("#5d8f8a", "#c9d8b6", "#8a6f9e", "#4b3a68")
+DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
     *(caption(Words(t, g, "none")) for t in TIMES for g in GROUNDS),
@@ -44,13 +44,13 @@ _HELD_OUT_SILENT = [caption(Words(None, g, o), 1) for o in ("none", "tree", "bal
 
 def _recipe(question: Question, prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {
-        "train_steps": 160,
-        "learning_rate": 3e-4,
+        "train_steps": 250,
+        "learning_rate": 5e-4,
         "lr_schedule": "cosine",
-        "lora_alpha": 40.0,
+        "lora_alpha": 64.0,
         "batch_size": 4,
         "num_inference_steps": 1,
-        "velocity_weight": 1.0,
+        "velocity_weight": 0.5,
         "range_weight": 1.0,
     }
     return Recipe(questions=(question,), prompts=tuple(prompts), seed=seed, **{**settings, **changes})

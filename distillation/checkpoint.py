@@ -70,7 +70,8 @@ class Checkpoint:
         """Puts the snapshot into a fresh LoRA and optimiser; the history so far.
 
         Raises:
-            LoraFileError: it was made by another recipe or on another model; nothing is changed then.
+            LoraFileError: it was made by another recipe or on another model, or holds more steps than the recipe
+                asks for; nothing is changed then.
         """
         self._check(parameters, recipe, weights)
         with torch.no_grad():
@@ -88,6 +89,12 @@ class Checkpoint:
         if changed:
             raise LoraFileError(
                 f"The checkpoint was made by a recipe with other {changed}. Resume with its own recipe."
+            )
+        done = len(json.loads(self.metadata["history"]))
+        if done > recipe.train_steps:
+            raise LoraFileError(
+                f"The checkpoint holds {done} steps, but the recipe asks for {recipe.train_steps}. "
+                "Ask for at least as many, or start anew."
             )
         if self.metadata["base_model"] != weights:
             raise LoraFileError("The checkpoint was made on another base model. Resume with the model it started from.")

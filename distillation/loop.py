@@ -168,8 +168,9 @@ def _mean(values: list[float]) -> float:
 
 
 def _is_learned(recipe: Recipe, history: list[StepReport]) -> bool:
-    """Whether every P(answer) was above the threshold for the last `stop_steps` steps."""
+    """Whether every question was asked in the last `stop_steps` steps, each P(answer) above the threshold."""
     if recipe.stop_probability is None or len(history) < recipe.stop_steps:
         return False
-    recent = [p for report in history[-recipe.stop_steps :] for p in report.p_answer if not math.isnan(p)]
-    return min(recent, default=0.0) > recipe.stop_probability
+    by_question = zip(*(report.p_answer for report in history[-recipe.stop_steps :]), strict=True)
+    lowest = [min((p for p in values if not math.isnan(p)), default=0.0) for values in by_question]
+    return min(lowest) > recipe.stop_probability

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+MAX_SEED = 2**64 - 1  # the largest that torch, and ComfyUI's seed widget, take
 BuildOverlay = Callable[[Any], Overlay]
 
 
@@ -45,6 +47,7 @@ class Question:
         _check(isinstance(self.critic, str) and bool(self.critic), "a question's critic", "a name", self.critic)
         _check(self.contrast is None, "a question's contrast", "nothing (it is reserved)", self.contrast)
         if self.prompts is not None:
+            _check(_is_list(self.prompts), "a question's prompts", "a list of indices", self.prompts)
             prompts = tuple(self.prompts)
             good = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompts)
             _check(bool(prompts) and good, "a question's prompts", "indices from 0", self.prompts)
@@ -97,11 +100,13 @@ class Recipe:
     stop_steps: int = field(default=5, metadata={"help": "… for this many steps in a row."})
 
     def __post_init__(self) -> None:
-        questions = (self.questions,) if isinstance(self.questions, Question) else tuple(self.questions)
+        questions = (self.questions,) if isinstance(self.questions, Question) else self.questions
+        _check(_is_list(questions), "questions", "a list of Question objects", questions)
+        questions = tuple(questions)
         _check(bool(questions), "questions", "at least one Question", self.questions)
         for question in questions:
             _check(isinstance(question, Question), "questions", "Question objects", question)
-        _check(not isinstance(self.prompts, str), "prompts", "a list of texts", self.prompts)
+        _check(_is_list(self.prompts), "prompts", "a list of texts", self.prompts)
         object.__setattr__(self, "questions", questions)
         object.__setattr__(self, "prompts", tuple(self.prompts))
         for prompt in self.prompts:
@@ -111,7 +116,7 @@ class Recipe:
         for name in ("height", "width", "num_inference_steps"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), 1)
-        _check_integer("seed", self.seed, 0)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
         for name in ("learning_rate", "lora_alpha", "max_grad_norm"):
             _check_number(name, getattr(self, name), above=0)
         for name in ("velocity_weight", "range_weight"):
@@ -206,15 +211,20 @@ def _check(condition: bool, name: str, expected: str, value: object) -> None:
         raise RecipeError(f"Expected {name} to be {expected}, got {value!r}.")
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _check(good, name, f"a whole number of at least {least}", value)
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_integer(name: str, value: object, least: int, most: float = math.inf) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    _check(good, name, f"a whole number {bounds}", value)
 
 
 def _check_number(
     name: str, value: object, above: float | None = None, least: float | None = None, most: float | None = None
 ) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if good and above is not None:
         good = value > above  # type: ignore[operator]
     if good and least is not None:

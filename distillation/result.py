@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
-from .errors import DualProcessError
+from .checkpoint import LORA, Checkpoint
+from .errors import DualProcessError, LoraFileError
 from .interfaces import Generator, ModelInfo
 from .recipe import Recipe
 from .tensor_file import write_tensors
@@ -63,7 +64,18 @@ class DistillationResult:
         return len(self.history)
 
     def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
-        """The LoRA as it was when training ended, see `Generator.lora_state_dict`."""
+        """The LoRA as it was when training ended, see `Generator.lora_state_dict`.
+
+        Raises:
+            LoraFileError: the generator has been given another LoRA since.
+        """
+        now = {LORA + name: p.detach().cpu() for name, p in self.generator.lora_parameters().items()}
+        then = {name: t for name, t in self.checkpoint.tensors.items() if name.startswith(LORA)}
+        if now.keys() != then.keys() or not all(torch.equal(now[name], then[name]) for name in then):
+            raise LoraFileError(
+                "The generator has been given another LoRA since this one was trained. Save each result before the "
+                "next run; this one's checkpoint can still be saved and resumed from."
+            )
         return self.generator.lora_state_dict(format)
 
     def save(self, path: str | Path, format: str = "diffusers", title: str | None = None) -> Path:
@@ -75,7 +87,7 @@ class DistillationResult:
             title: for `modelspec.title`; the file's stem by default.
 
         Raises:
-            LoraFileError: the file cannot be written.
+            LoraFileError: the file cannot be written, or the generator has been given another LoRA since.
         """
         return write_tensors(path, self.lora_state_dict(format), self.metadata(title or Path(path).stem))
 
@@ -92,7 +104,7 @@ class DistillationResult:
             "seconds": round(sum(r.seconds for r in self.history), 3),
             "first_loss": first[0].loss if first else None,
             "last_loss": last[0].loss if last else None,
-            "last_p_answer": list(last[0].p_answer) if last else None,
+            "last_p_answer": [None if math.isnan(p) else p for p in last[0].p_answer] if last else None,
         }
 
     def metadata(self, title: str) -> dict[str, str]:

@@ -62,14 +62,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise LoraFileError(f"Expected a safetensors file at {path}, found none. Check the path.")
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head == b"PK" or head[:1] == b"\x80":
-        raise LoraFileError(
-            f"{path} is a pickled PyTorch file. Pickle can run code, so it is not opened: "
-            "convert it to safetensors first."
-        )
     try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if _is_pickled(head):
+            raise LoraFileError(
+                f"{path} is a pickled PyTorch file. Pickle can run code, so it is not opened: "
+                "convert it to safetensors first."
+            )
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
@@ -78,8 +78,16 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
+def _is_pickled(head: bytes) -> bool:
+    """Whether a file's first nine bytes are those of torch.save, zipped or not, rather than of safetensors.
+
+    Safetensors begins with the length of its JSON header, whose first byte may be any, then the header's "{".
+    """
+    return head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """A copy of an optimiser's state, on the CPU: tensors named "{parameter index}.{name}", parameter groups as JSON."""
+    """A copy of an optimiser's state, on the CPU: tensors named "{parameter index}.{name}", and its groups as JSON."""
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)

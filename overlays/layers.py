@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -72,7 +73,7 @@ class PaletteStrip:
     height: float = field(default=0.15, metadata={"help": "Height of the strip, fraction of the image's height."})
 
     def __post_init__(self) -> None:
-        if isinstance(self.colors, str) or len(self.colors) == 0:
+        if isinstance(self.colors, str) or not isinstance(self.colors, Sequence) or len(self.colors) == 0:
             raise OverlayError(f"Expected a list of at least one colour for the palette, got {self.colors!r}.")
         object.__setattr__(self, "colors", tuple(self.colors))
         for color in self.colors:
@@ -153,7 +154,7 @@ def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
 
 def _open(png: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(png)).convert("RGBA")
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(png))).convert("RGBA")  # photographs upright
     except (UnidentifiedImageError, OSError, TypeError) as error:
         raise OverlayError("Expected an overlay picture that Pillow can read (PNG, JPEG …), got other data.") from error
     return image

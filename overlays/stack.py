@@ -69,7 +69,9 @@ def build(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
     Raises:
         OverlayError: an unknown kind, a missing, unknown or wrong parameter.
     """
-    rows = [data] if isinstance(data, Mapping) else list(data)
+    rows = [data] if isinstance(data, Mapping) else data
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(r, Mapping) for r in rows):
+        raise OverlayError(f"Expected an overlay as a mapping or a list of mappings, got {data!r}.")
     if not rows:
         raise OverlayError("Expected at least one overlay layer, got an empty list.")
     return Overlay(tuple(_build_layer(dict(row)) for row in rows))
@@ -77,7 +79,7 @@ def build(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
 
 def _build_layer(row: dict[str, Any]) -> Layer:
     kind = row.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise OverlayError(f"Expected an overlay kind out of {sorted(KINDS)}, got {kind!r}.")
     layer = KINDS[kind]
     names = [f.name for f in fields(layer)]
@@ -98,4 +100,4 @@ def horizon(position: float, thickness: float = 0.02, color: str = "#ff0000") ->
 
 def palette(colors: Sequence[str], height: float = 0.15) -> Overlay:
     """A strip of colour swatches at the bottom."""
-    return Overlay((PaletteStrip(tuple(colors), height),))
+    return Overlay((PaletteStrip(colors, height),))  # type: ignore[arg-type]  # it makes a tuple of any sequence

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dual_process.distillation import Estimate, ModelInfo, Question, Recipe
+from dual_process.distillation import Draw, Estimate, ModelInfo, Question, Recipe
 
 SIZE = 4  # pixels per side
 NOISE = 6  # numbers of noise per sample
@@ -63,8 +63,14 @@ class FakeGenerator:
         base = self._predict(draw, 0.0).detach() if with_base else None
         return Estimate((prediction + 0.5).unflatten(1, (3, SIZE, SIZE)), prediction, base)
 
+    @torch.no_grad()
+    def sample(self, prompt_indices, seeds, num_inference_steps=None, lora_scale=1.0):
+        draw = Draw(tuple(prompt_indices), tuple(seeds), (0,) * len(seeds), num_inference_steps, None, None, None)
+        return (self._predict(draw, lora_scale * self.scale) + 0.5).unflatten(1, (3, SIZE, SIZE)).clamp(0, 1)
+
     def lora_state_dict(self, format="diffusers"):
-        return {"layer.lora_A": self.a.detach(), "layer.lora_B": self.b.detach(), "layer.alpha": torch.tensor(1.0)}
+        alpha = torch.tensor(self.scale * len(self.a))
+        return {"layer.lora_A": self.a.detach(), "layer.lora_B": self.b.detach(), "layer.alpha": alpha}
 
 
 class FakeCritic:
@@ -78,6 +84,9 @@ class FakeCritic:
     @staticmethod
     def direction(text):
         return torch.randn(3 * SIZE * SIZE, generator=torch.Generator().manual_seed(sum(text.encode())))
+
+    def answer(self, images, text, max_new_tokens=16):
+        return ["Yes" if score > 0 else "No" for score in images.flatten(1) @ self.direction(text)]
 
     def log_likelihood(self, images, questions):
         self.calls.append([q.text for q in questions])

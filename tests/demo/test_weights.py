@@ -44,7 +44,7 @@ def test_the_tokenizer_knows_words_and_marks_unknown_ones():
 
 def test_the_plain_pipeline_paints_the_scene_that_the_noise_names():
     """FluxPipeline itself, one step, against the renderer."""
-    pipeline = FluxPipeline.from_pretrained(WEIGHTS / "pipeline")
+    pipeline = FluxPipeline.from_pretrained(WEIGHTS / "pipeline", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = ["a day sky over the sea", "the grass under a sunset sky", "a night sky over the sand"] * 4
     noise = draw_noise(range(12), 16, 14, 14)

@@ -8,13 +8,22 @@ from dual_process.distillation.draws import draw_batch
 
 
 def samples(draw):
-    return list(zip(draw.prompt_indices, draw.noise_seeds, draw.sampler_steps, strict=True))
+    columns = (draw.prompt_indices, draw.noise_seeds, draw.sampler_steps, draw.renoise_times, draw.renoise_seeds)
+    return list(zip(*columns, strict=True))
 
 
 def test_batching_does_not_change_a_sample():
-    whole = samples(draw_batch(recipe(batch_size=4), 3, 0, 5, 7))
-    halves = [samples(draw_batch(recipe(batch_size=2), 3, first, 5, 7)) for first in (0, 2)]
-    assert whole == halves[0] + halves[1]
+    def drawn(batch_size, first):
+        return samples(draw_batch(recipe(batch_size=batch_size, timesteps="renoise"), 3, first, 5, 7))
+
+    assert drawn(4, 0) == drawn(2, 0) + drawn(2, 2) == [drawn(1, i)[0] for i in range(4)]
+    assert len({*drawn(4, 0)}) == 4
+
+
+def test_both_kinds_of_timesteps_see_the_same_noise():
+    sampler, renoise = (draw_batch(recipe(timesteps=t), 3, 0, 5, 7) for t in ("sampler", "renoise"))
+    assert (sampler.prompt_indices, sampler.noise_seeds) == (renoise.prompt_indices, renoise.noise_seeds)
+    assert sampler.renoise_seeds is None
 
 
 def test_seed_step_and_sample_each_matter():

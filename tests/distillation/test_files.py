@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from dual_process import overlays
 from dual_process.distillation import LoraFileError, Question, Recipe, distill, tensor_file
+from dual_process.distillation.draws import draw_batch
 from dual_process.distillation.fingerprint import weights_sha256
 from dual_process.distillation.report import running_mean, save_before_after, save_progress, write_json
 from dual_process.distillation.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
@@ -26,6 +28,59 @@ def test_round_trip(tmp_path):
     tensors, metadata = read_tensors(path)
     assert torch.equal(tensors["x"], ONES["x"])
     assert metadata["a"] == "b"
+
+
+def test_any_tensor_and_the_usual_permissions(tmp_path):
+    strided = torch.arange(6.0).reshape(2, 3).T
+    half = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    path = write_tensors(tmp_path / "f.safetensors", {"strided": strided, "half": half}, {})
+    tensors, _ = read_tensors(path)
+    assert torch.equal(tensors["strided"], strided)
+    assert tensors["half"].dtype == torch.bfloat16
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_every_length_of_header_is_read(tmp_path):
+    first_bytes = set()
+    for length in range(0, 520, 4):
+        path = write_tensors(tmp_path / "f.safetensors", ONES, {"a": "b" * length})
+        first_bytes.add(path.read_bytes()[0])
+        assert read_tensors(path)[1] == {"a": "b" * length}
+    assert 0x80 in first_bytes  # a pickle's first byte, too
+
+
+def test_a_header_that_begins_as_a_zip_file_is_read(tmp_path):
+    for length in range(19150, 19280):
+        path = write_tensors(tmp_path / "f.safetensors", ONES, {"a": "b" * length})
+        if path.read_bytes()[:2] == b"PK":
+            assert torch.equal(read_tensors(path)[0]["x"], ONES["x"])
+            return
+    pytest.fail("no header of that length")
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LoraFileError, match=r"file/f\.safetensors"):
+        write_tensors(tmp_path / "file" / "f.safetensors", ONES, {})
+    with pytest.raises(LoraFileError, match="folder"):
+        write_tensors(tmp_path / "folder", ONES, {})
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write and read everywhere")
+def test_places_without_permission(tmp_path):
+    path = write_tensors(tmp_path / "f.safetensors", ONES, {})
+    path.chmod(0)
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(LoraFileError, match=r"f\.safetensors.*Permission denied"):
+            write_tensors(path, ONES, {})
+        with pytest.raises(LoraFileError, match=r"f\.safetensors"):
+            read_tensors(path)
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
@@ -87,6 +142,28 @@ def test_the_metadata_makes_the_lora_again(tmp_path):
     assert metadata["modelspec.architecture"] == "fake-flow/lora"
     assert metadata["modelspec.sai_model_spec"] == "1.0.0"
     assert "Is it?" in metadata["modelspec.description"]
+    assert (metadata["ss_network_dim"], float(metadata["ss_network_alpha"])) == ("2", 4.0)
+
+
+def test_the_file_holds_the_lora_as_trained(tmp_path):
+    result = distill(FakeGenerator(), FakeCritic(), recipe())
+    tensors, _ = read_tensors(result.save(tmp_path / "f.safetensors"))
+    assert tensors.keys() == {"layer.lora_A", "layer.lora_B", "layer.alpha"}
+    assert all(torch.equal(tensors[name], value) for name, value in result.lora_state_dict().items())
+    assert tensors["layer.alpha"] == 4.0
+    assert tensors["layer.lora_B"].abs().max() > 0
+
+
+def test_metadata_is_strict_json_even_if_a_question_was_not_asked():
+    settings = recipe(Question("a"), Question("b", prompts=(1,)), batch_size=1, train_steps=1)
+    seed = next(s for s in range(20) if draw_batch(replace(settings, seed=s), 0, 0, 2, 3).prompt_indices == (0,))
+    metadata = distill(FakeGenerator(), FakeCritic(), replace(settings, seed=seed)).metadata("t")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    summary = json.loads(metadata["dual_process.history"], parse_constant=refuse)
+    assert summary["last_p_answer"][1] is None
 
 
 def test_resumed_metadata_is_equal_but_for_times(tmp_path):

@@ -63,9 +63,24 @@ def test_ten_steps_equal_a_plain_loop(changes):
     assert ours[-1][0] != ours[0][0]
 
 
+def test_ten_steps_are_pinned():
+    """Numbers of the plain loop above: a change of the random draws or of the defaults shows here."""
+    settings = recipe(*QUESTIONS, train_steps=10, velocity_weight=0.7, range_weight=2.0)
+    history = distill(FakeGenerator(), FakeCritic(), settings).history
+    losses = [0.936536, 0.855784, 0.991997, 0.727292, 0.807943, 0.983154, 1.154688, 1.099958, 0.967099, 0.897704]
+    norms = [0.819005, 1.887663, 1.802592, 0.940903, 1.284929, 1.467412, 1.747531, 4.445473, 1.821407, 2.090892]
+    assert [r.loss for r in history] == pytest.approx(losses, rel=1e-4)
+    assert [r.grad_norm for r in history] == pytest.approx(norms, rel=1e-4)
+
+
 def test_the_first_step_sees_the_base_model():
-    settings = recipe(*QUESTIONS, velocity_weight=1.0)
-    first = distill(FakeGenerator(), FakeCritic(), settings).history[0]
+    settings = recipe(Question("a"), velocity_weight=1.0)
+    generator = FakeGenerator()
+    first = distill(generator, FakeCritic(), settings).history[0]
+    draw = generator.draws[0]
+    base = generator.sample(draw.prompt_indices, draw.noise_seeds, lora_scale=0.0)
+    wanted = -F.logsigmoid(base.flatten(1) @ FakeCritic.direction("a")).mean()
+    assert first.loss == pytest.approx(wanted.item(), rel=1e-6)
     assert first.velocity_distance == 0.0
     assert first.step == 1
 
@@ -119,8 +134,12 @@ def test_checkpoints_are_written_on_the_way(tmp_path):
     settings = recipe(*QUESTIONS, train_steps=9)
     path = tmp_path / "c.safetensors"
     interrupted_at(7, settings, checkpoint_path=path, checkpoint_every=3)
-    resumed = distill(FakeGenerator(), FakeCritic(), settings, resume_from=path)
-    assert same(lora(resumed), lora(distill(FakeGenerator(), FakeCritic(), settings)))
+    generator = FakeGenerator()
+    resumed = distill(generator, FakeCritic(), settings, resume_from=path)
+    whole = distill(FakeGenerator(), FakeCritic(), settings)
+    assert generator.estimates == 9 - 6
+    assert same(lora(resumed), lora(whole))
+    assert timeless(resumed.history) == timeless(whole.history)
 
 
 def test_more_steps_may_be_asked_for_than_at_first(tmp_path):
@@ -128,6 +147,11 @@ def test_more_steps_may_be_asked_for_than_at_first(tmp_path):
     path = short.save_checkpoint(tmp_path / "c.safetensors")
     longer = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=8), resume_from=path)
     assert same(lora(longer), lora(distill(FakeGenerator(), FakeCritic(), recipe(train_steps=8))))
+
+
+class OtherLayer(FakeGenerator):
+    def lora_parameters(self):
+        return {name.replace("layer", "other"): p for name, p in super().lora_parameters().items()}
 
 
 def test_checkpoints_of_other_runs_are_refused(tmp_path):
@@ -139,6 +163,10 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
 
     with pytest.raises(LoraFileError, match=r"\['learning_rate'\]"):
         resume(learning_rate=0.02)
+    with pytest.raises(LoraFileError, match="holds 6 steps, but the recipe asks for 5"):
+        resume(train_steps=5)
+    with pytest.raises(LoraFileError, match="does not fit this model"):
+        resume(OtherLayer())
     with pytest.raises(LoraFileError, match="another base model"):
         resume(FakeGenerator(sha="2" * 64))
     with pytest.raises(LoraFileError, match="not a checkpoint"):
@@ -154,6 +182,38 @@ def test_stop_before_the_first_step():
     assert torch.count_nonzero(lora(result)["layer.lora_B"]) == 0
 
 
+def test_a_stop_within_a_step_keeps_the_lora_of_the_step_before():
+    asked = []
+    settings = recipe(batch_size=1, gradient_accumulation=3)
+    result = distill(FakeGenerator(), FakeCritic(), settings, should_stop=lambda: asked.append(0) or len(asked) == 8)
+    assert (result.stop_reason, result.steps) == ("interrupted", 2)  # 3 + 3 passes, then the second of the third step
+    assert same(lora(result), lora(distill(FakeGenerator(), FakeCritic(), replace(settings, train_steps=2))))
+
+
+def test_a_result_never_hands_out_another_runs_lora(tmp_path):
+    generator = FakeGenerator()
+    first = distill(generator, FakeCritic(), recipe())
+    path = first.save(tmp_path / "first.safetensors")
+    distill(generator, FakeCritic(), recipe(seed=1))
+    before = path.read_bytes()
+    with pytest.raises(LoraFileError, match="another LoRA since"):
+        first.save(path)
+    assert path.read_bytes() == before
+    again = distill(generator, FakeCritic(), recipe(), resume_from=first.save_checkpoint(tmp_path / "c.safetensors"))
+    assert same(lora(again), lora(distill(FakeGenerator(), FakeCritic(), recipe())))
+
+
+def test_no_early_stop_while_a_question_has_not_been_asked():
+    questions = (Question("a"), Question("b", prompts=(0,)))
+    settings = recipe(*questions, train_steps=12, batch_size=1, stop_probability=1e-6, stop_steps=1)
+    generator = FakeGenerator()
+    result = distill(generator, FakeCritic(), settings)
+    assert result.stop_reason == "early_stop"
+    asked = [draw.prompt_indices == (0,) for draw in generator.draws]
+    assert asked == [False] * (len(asked) - 1) + [True]
+    assert len(asked) > 1
+
+
 def test_early_stop():
     settings = recipe(train_steps=50, stop_probability=0.01, stop_steps=3)
     result = distill(FakeGenerator(), FakeCritic(), settings)
@@ -162,7 +222,7 @@ def test_early_stop():
 
 
 @pytest.mark.parametrize("poisoned", ["critic", "generator"])
-def test_not_a_number_keeps_the_last_good_lora(poisoned):
+def test_not_a_number_keeps_the_last_good_lora(poisoned, tmp_path):
     generator, critic = FakeGenerator(), FakeCritic(nan_at=3 if poisoned == "critic" else None)
     generator.poison_seed_at = 3 if poisoned == "generator" else None
     with pytest.raises(DistillationDiverged, match="step 4") as caught:
@@ -171,6 +231,9 @@ def test_not_a_number_keeps_the_last_good_lora(poisoned):
     assert caught.value.result.steps == 3
     good = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3))
     assert same(lora(caught.value.result), lora(good))
+    path = caught.value.result.save_checkpoint(tmp_path / "c.safetensors")
+    resumed = distill(FakeGenerator(), FakeCritic(), recipe(), resume_from=path)
+    assert same(lora(resumed), lora(distill(FakeGenerator(), FakeCritic(), recipe())))
 
 
 def test_not_a_number_in_the_gradient_alone():
@@ -208,6 +271,9 @@ def test_several_critics():
     result = distill(FakeGenerator(), critics, recipe(Question("a", critic="one"), Question("b", critic="two")))
     assert result.steps == len(critics["one"].calls) == len(critics["two"].calls)
     assert set(result.critics) == {"one", "two"}
+    alone = distill(FakeGenerator(), FakeCritic(), recipe(Question("a"), Question("b")))
+    assert same(lora(result), lora(alone), 1e-6)
+    assert [r.loss for r in result.history] == pytest.approx([r.loss for r in alone.history], rel=1e-5)
 
 
 def test_the_recipe_reaches_the_generator():

@@ -32,7 +32,7 @@ def test_what_is_written_can_be_read(tmp_path, suffix):
         guidance=3.5,
         stop_probability=0.9,
         timesteps="renoise",
-        seed=12,
+        seed=2**64 - 1,
     )
     path = tmp_path / f"recipe{suffix}"
     recipe.save(path)
@@ -65,6 +65,19 @@ def _picture():
         ({"timesteps": "random"}, "'sampler' or 'renoise'"),
         ({"prompts": "one text"}, "prompts"),
         ({"questions": ()}, "at least one Question"),
+        ({"questions": 5}, "questions to be a list"),
+        ({"questions": ("a",)}, "Question objects, got 'a'"),
+        ({"prompts": 5}, "prompts to be a list"),
+        ({"prompts": ("a", 5)}, "prompts to be texts, got 5"),
+        ({"max_grad_norm": 0}, "max_grad_norm to be a number and above 0, got 0"),
+        ({"gradient_accumulation": 0}, "gradient_accumulation to be a whole number of at least 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"width": 64.0}, "width"),
+        ({"stop_steps": 0}, "stop_steps"),
+        ({"stop_probability": 0.0}, "stop_probability to be a number and above 0 and at most 1, got 0.0"),
+        ({"range_weight": math.inf}, "range_weight"),
+        ({"learning_rate": 10**400}, "learning_rate"),
+        ({"seed": 2**64}, f"seed to be a whole number from 0 to {2**64 - 1}"),
     ],
 )
 def test_bad_values_are_named(change, message):
@@ -74,7 +87,11 @@ def test_bad_values_are_named(change, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"text": " "}, {"answer": ""}, {"weight": 0.0}, {"critic": ""}, {"prompts": ()}, {"prompts": (-1,)}],
+    [
+        *({"text": " "}, {"text": 3}, {"answer": ""}, {"critic": ""}, {"contrast": "No"}),
+        *({"weight": 0.0}, {"weight": math.nan}, {"weight": True}),
+        *({"prompts": ()}, {"prompts": (-1,)}, {"prompts": 3}, {"prompts": "01"}),
+    ],
 )
 def test_bad_questions_are_named(change):
     with pytest.raises(RecipeError, match=f"a question's {next(iter(change))}"):
@@ -88,6 +105,8 @@ def test_bad_questions_are_named(change):
         ({"questions": [{"text": "a", "wait": 1}]}, r"Unknown question keys \['wait'\]"),
         ({"questions": [{"answer": "Yes"}]}, "needs a text"),
         ({"questions": ["a"]}, "as a table"),
+        ({"questions": "a"}, "questions as a list of tables"),
+        ({"questions": [{"text": "a", "prompts": 0}]}, "a question's prompts"),
         ({}, "at least one Question"),
     ],
 )
@@ -100,6 +119,15 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "broken.toml").write_text("questions = [")
     with pytest.raises(RecipeError, match="neither valid TOML nor JSON"):
         Recipe.load(tmp_path / "broken.toml")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"broken\.json is neither valid TOML nor JSON"):
+        Recipe.load(tmp_path / "broken.json")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(RecipeError, match="a table of settings, got list"):
+        Recipe.load(tmp_path / "list.json")
+    (tmp_path / "latin.toml").write_bytes(b"prompts = ['caf\xe9']")
+    with pytest.raises(RecipeError, match=r"latin\.toml"):
+        Recipe.load(tmp_path / "latin.toml")
     with pytest.raises(RecipeError, match=r"missing\.toml"):
         Recipe.load(tmp_path / "missing.toml")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from fakes import FakeCritic, FakeGenerator
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from dual_process import overlays
 from dual_process.demo import world
 from dual_process.distillation import Question, Recipe
-from dual_process.evaluation import Bound, Control, judge
+from dual_process.evaluation import Bound, Control, evaluate, judge, make_pairs, sample_pairs
 from dual_process.evaluation.measures import (
     brightness,
     dominant_colors,
@@ -48,7 +52,7 @@ def test_palette_distance_counts_both_ways():
     black, white = np.zeros((1, 3)), np.ones((1, 3))
     apart = float(deltaE_ciede2000(rgb2lab(black), rgb2lab(white))[0])
     both = np.concatenate([black, white])
-    # Nine tenths of the picture are black and met; white is met by nothing of the strip, or the strip's white by nothing.
+    # First the picture's white tenth is met by no swatch, then the strip's white half by nothing in the picture.
     assert palette_distance(both, np.array([0.9, 0.1]), black) == pytest.approx(0.5 * 0.1 * apart)
     assert palette_distance(black, np.ones(1), both) == pytest.approx(0.25 * apart)
 
@@ -93,6 +97,33 @@ def test_verdicts(error, accuracy, outcome):
     assert "error.mean" in verdict.text
     assert ("accuracy" in verdict.text) == (not accuracy >= 0.95)
     assert ("HACKED" in verdict.text) == (outcome == "hacked")
+
+
+def test_pairs_go_round_the_held_out_prompts():
+    control = replace(CONTROL, recipe=Recipe(Question("a"), prompts=("sea",)), held_out=("sand", "grass"))
+    pairs = make_pairs(control, 5, lambda seeds: torch.tensor(seeds))
+    assert pairs.indices == (1, 2, 1, 2, 1)
+    assert pairs.prompts == ("sand", "grass", "sand", "grass", "sand")
+    assert len(set(pairs.seeds)) == len(pairs) == 5
+    assert tuple(pairs.noise.tolist()) == pairs.seeds
+    generator = FakeGenerator(control.prompts)
+    generator.add_lora(2, 4.0, seed=0)
+    generator.b.data.fill_(0.1)
+    trained = sample_pairs(generator, pairs, lora_scale=1.0, batch=2)
+    assert torch.allclose(trained, generator.sample(pairs.indices, pairs.seeds), atol=1e-6)
+    assert (trained - sample_pairs(generator, pairs, lora_scale=0.0)).abs().max() > 0.1
+
+
+def test_evaluation_asks_what_training_asked():
+    line = overlays.horizon(0.5, thickness=0.5)
+    recipe = Recipe((Question("a", overlay=line), Question("b")))
+    control = replace(CONTROL, recipe=recipe, measure=lambda images, base, pairs: {"seen": len(pairs)})
+    images = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pairs = make_pairs(control, 20, lambda seeds: torch.tensor(seeds))
+    a = torch.sigmoid(line.apply(images).flatten(1) @ FakeCritic.direction("a"))
+    b = torch.sigmoid(images.flatten(1) @ FakeCritic.direction("b"))
+    measures = evaluate(control, FakeCritic(), images, images, pairs)
+    assert measures == {"p_answer": pytest.approx(((a + b) / 2).mean().item(), rel=1e-5), "seen": 20}
 
 
 def test_trained_prompts_are_not_held_out():

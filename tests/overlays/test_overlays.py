@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from dual_process import overlays
@@ -125,6 +125,18 @@ def test_pictures_are_upright_on_wide_images():
     assert image[:, -7:].min() > 0.99
 
 
+def test_photographs_are_upright(tmp_path):
+    picture = Image.new("RGB", (4, 8), "white")
+    picture.paste("black", [0, 0, 2, 8])  # black on the left; shown turned by a quarter, black is above
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "p.png", exif=exif)
+    layer = ImageOverlay.from_file(tmp_path / "p.png", mode="transparent", opacity=1.0)
+    image = Overlay((layer,)).apply(torch.full((1, 3, 20, 60), 0.5))[0]
+    assert image[:, :7].max() < 0.01
+    assert image[:, -7:].min() > 0.99
+
+
 def test_later_layers_lie_on_top():
     red, blue = overlays.palette(["red"], height=1.0), overlays.palette(["blue"], height=1.0)
     assert (red + blue).apply(BACKGROUND)[0, :, 0, 0].tolist() == [0, 0, 1]
@@ -146,6 +158,10 @@ def test_plain_data_builds_the_same_overlay():
         (lambda: HorizonLine(0.5, color="reddish"), "reddish"),
         (lambda: PaletteStrip(()), "at least one colour"),
         (lambda: PaletteStrip("red"), "a list"),
+        (lambda: overlays.palette("red"), "a list"),
+        (lambda: PaletteStrip(3), "a list"),
+        (lambda: HorizonLine(float("nan")), "position"),
+        (lambda: ImageOverlay(ImageOverlay.from_image(disc()).png[:200]), "Pillow can read"),
         (lambda: PaletteStrip(("red", 3)), "colour"),
         (lambda: PaletteStrip(("red",), height=2.0), "height"),
         (lambda: ImageOverlay(b"no picture"), "Pillow can read"),
@@ -153,6 +169,12 @@ def test_plain_data_builds_the_same_overlay():
         (lambda: ImageOverlay.from_image(disc(), opacity=-1), "opacity"),
         (lambda: ImageOverlay.from_file("none.png"), r"none\.png"),
         (lambda: overlays.build([]), "at least one overlay layer"),
+        (lambda: overlays.build("horizon"), "a mapping or a list of mappings, got 'horizon'"),
+        (lambda: overlays.build(None), "a mapping or a list of mappings, got None"),
+        (lambda: overlays.build([3]), r"a mapping or a list of mappings, got \[3\]"),
+        (lambda: overlays.build({"kind": ["horizon"]}), "an overlay kind out of"),
+        (lambda: overlays.build({"kind": "palette", "colors": 3}), "a list"),
+        (lambda: overlays.build({"kind": "image", "png": 3}), "base64"),
         (lambda: overlays.build({"kind": "sunset"}), "sunset"),
         (lambda: overlays.build({"position": 0.3}), "kind"),
         (lambda: overlays.build({"kind": "horizon"}), "position"),
