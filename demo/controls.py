@@ -18,7 +18,6 @@ from ..evaluation.measures import brightness, horizon_position, palette_error, p
 from . import questions
 from .world import (
     GROUNDS,
-    IMAGE_SIZE,
     TIMES,
     Words,
     caption,

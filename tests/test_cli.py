@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
+from torchvision.utils import save_image
 from typer.testing import CliRunner
 
 from dual_process.cli import app
-from dual_process.demo import WEIGHTS
+from dual_process.demo import WEIGHTS, world
 from dual_process.distillation.tensor_file import read_tensors
 
 RECIPE = """
@@ -78,18 +80,12 @@ def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
 
 
 def test_ask(tmp_path):
-    from torchvision.utils import save_image
-
-    from dual_process.demo import world
-
-    noise_prompts = ["a night sky over the sea"]
-    import torch
-
-    save_image(world.render(world.scenes_from_noise(noise_prompts, torch.zeros(1, 16, 14, 14))), tmp_path / "night.png")
+    scenes = world.scenes_from_noise(["a night sky over the sea"], torch.zeros(1, 16, 14, 14))
+    save_image(world.render(scenes), tmp_path / "night.png")
     call = ["ask", "--critic", str(WEIGHTS / "critic"), "--image", str(tmp_path / "night.png")]
     result = CliRunner().invoke(app, [*call, "--question", "Is it night?", "--json"])
     said = json.loads(result.stdout)
-    assert said["reply"] == "Yes"
+    assert said["reply"].split()[0] == "Yes"
     assert said["p_answer"] > 0.5
 
 

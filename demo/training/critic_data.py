@@ -176,7 +176,7 @@ def _exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) 
     kind = random.random()
     ghost = None
     if kind < 0.5 and visible and hardened and random.random() < 0.45:
-        overlay, question, logit, more, ghost = _ghost_exercise(horizon, random)
+        (overlay, question, logit, more), ghost = _ghost_exercise(horizon, random)
     elif kind < 0.5 and visible:
         overlay, question, logit, more = _horizon_exercise(horizon, random)
     elif kind < 0.82:
@@ -208,7 +208,7 @@ def _horizon_exercise(horizon: float, random: np.random.Generator) -> _Drawn:
     return overlay, str(random.choice(HORIZON)), _alignment_logit(line - horizon), heads
 
 
-def _ghost_exercise(horizon: float, random: np.random.Generator) -> tuple[*_Drawn, tuple[float, float]]:
+def _ghost_exercise(horizon: float, random: np.random.Generator) -> tuple[_Drawn, tuple[float, float]]:
     """Two horizons at once, most often with the red line on one of them: each counts by how much of it is there."""
     overlay, question, logit, heads = _horizon_exercise(horizon, random)
     line = overlay.layers[0].position
@@ -217,7 +217,7 @@ def _ghost_exercise(horizon: float, random: np.random.Generator) -> tuple[*_Draw
     )
     amount = float(random.random())
     logit = (1 - amount) * logit + amount * _alignment_logit(line - other)
-    return overlay, question, logit, {"line": heads["line"]}, (other, amount)
+    return (overlay, question, logit, {"line": heads["line"]}), (other, amount)
 
 
 def _alignment_logit(off: float) -> float:
