@@ -19,7 +19,10 @@ def test_noise_statistics_are_uniform():
 
 def test_coupled_noise_names_its_scene_and_stays_gaussian():
     uniforms = world.random_uniforms(2000, RANDOM)
-    noise = world.couple_noise(torch.randn(2000, 16, 14, 14, generator=RANDOM), uniforms)
+    drawn = torch.randn(2000, 16, 14, 14, generator=RANDOM)
+    before = drawn.clone()
+    noise = world.couple_noise(drawn, uniforms)
+    assert torch.equal(drawn, before)
     for name, value in world.noise_statistics(noise).items():
         assert torch.allclose(value, uniforms[name], atol=2e-4)
     assert noise.mean() == pytest.approx(0, abs=2e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from dual_process.distillation import LoraFileError, Question, Recipe, distill, 
 from dual_process.distillation.draws import draw_batch
 from dual_process.distillation.fingerprint import weights_sha256
 from dual_process.distillation.report import running_mean, save_before_after, save_progress, write_json
+from dual_process.distillation.result import mean_probability
 from dual_process.distillation.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
 
 ONES = {"x": torch.ones(3)}
@@ -204,6 +206,11 @@ def test_pictures_and_plots(tmp_path):
     width, height = picture.size
     assert picture.getpixel((width // 2, height // 3)) == (0, 0, 0)
     assert picture.getpixel((width // 2, height * 3 // 4)) == (255, 255, 255)
+
+
+def test_mean_probability_is_that_of_probabilities_of_those_asked():
+    log_likelihood = torch.tensor([[0.5, 0.9], [0.1, math.nan]]).log()
+    assert mean_probability(log_likelihood) == pytest.approx((0.3, 0.9))
 
 
 def test_running_mean_passes_over_nan():

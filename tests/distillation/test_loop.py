@@ -54,7 +54,7 @@ def plain_trajectory(settings, steps):
     return rows
 
 
-@pytest.mark.parametrize("changes", [{}, {"velocity_weight": 0.7, "range_weight": 2.0, "max_grad_norm": 0.05}])
+@pytest.mark.parametrize("changes", [{"seed": 3}, {"velocity_weight": 0.7, "range_weight": 2.0, "max_grad_norm": 0.05}])
 def test_ten_steps_equal_a_plain_loop(changes):
     settings = recipe(*QUESTIONS, train_steps=10, **changes)
     result = distill(FakeGenerator(), FakeCritic(), settings)
@@ -154,6 +154,13 @@ class OtherLayer(FakeGenerator):
         return {name.replace("layer", "other"): p for name, p in super().lora_parameters().items()}
 
 
+def test_a_decaying_schedule_cannot_be_stretched(tmp_path):
+    short = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3, lr_schedule="cosine"))
+    path = short.save_checkpoint(tmp_path / "c.safetensors")
+    with pytest.raises(LoraFileError, match=r"\['train_steps'\]"):
+        distill(FakeGenerator(), FakeCritic(), recipe(train_steps=8, lr_schedule="cosine"), resume_from=path)
+
+
 def test_checkpoints_of_other_runs_are_refused(tmp_path):
     result = distill(FakeGenerator(), FakeCritic(), recipe())
     path = result.save_checkpoint(tmp_path / "c.safetensors")
@@ -203,6 +210,15 @@ def test_a_result_never_hands_out_another_runs_lora(tmp_path):
     assert same(lora(again), lora(distill(FakeGenerator(), FakeCritic(), recipe())))
 
 
+def test_a_result_notices_a_lora_changed_in_place():
+    generator = FakeGenerator()
+    result = distill(generator, FakeCritic(), recipe())
+    with torch.no_grad():
+        generator.b.add_(1.0)
+    with pytest.raises(LoraFileError, match="another LoRA since"):
+        result.lora_state_dict()
+
+
 def test_no_early_stop_while_a_question_has_not_been_asked():
     questions = (Question("a"), Question("b", prompts=(0,)))
     settings = recipe(*questions, train_steps=12, batch_size=1, stop_probability=1e-6, stop_steps=1)
@@ -218,7 +234,17 @@ def test_early_stop():
     settings = recipe(train_steps=50, stop_probability=0.01, stop_steps=3)
     result = distill(FakeGenerator(), FakeCritic(), settings)
     assert (result.stop_reason, result.steps) == ("early_stop", 3)
-    assert distill(FakeGenerator(), FakeCritic(), replace(settings, stop_probability=1.0)).steps == 50
+    assert distill(FakeGenerator(), FakeCritic(), replace(settings, train_steps=5, stop_probability=1.0)).steps == 5
+
+
+def test_early_stop_looks_at_every_one_of_the_last_steps():
+    settings = recipe(train_steps=30)
+    values = [r.p_answer[0] for r in distill(FakeGenerator(), FakeCritic(), settings).history]
+    threshold = sorted(values)[15]
+    wanted = next(n for n in range(3, 31) if min(values[n - 3 : n]) > threshold)
+    assert max(values[: wanted - 3]) > threshold  # single steps were above it before
+    result = distill(FakeGenerator(), FakeCritic(), replace(settings, stop_probability=threshold, stop_steps=3))
+    assert (result.stop_reason, result.steps) == ("early_stop", wanted)
 
 
 @pytest.mark.parametrize("poisoned", ["critic", "generator"])

@@ -84,6 +84,8 @@ CONTROL = Control(
         (5.0, 0.96, "learned"),
         (4.0, 0.90, "hacked"),
         (9.0, 1.0, "not learned"),
+        (9.0, 0.9, "hacked"),
+        (9.8, 0.9, "not learned"),
         (12.0, 1.0, "not learned"),
         (12.0, 0.5, "not learned"),
         (float("nan"), 1.0, "not learned"),
