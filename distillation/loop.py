@@ -50,6 +50,8 @@ def distill(
         DistillationDiverged: a loss or gradient was not finite; its `result` holds the last good LoRA.
     """
     critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
+    if checkpoint_every < 1:
+        raise RecipeError(f"Expected checkpoint_every as a whole number of at least 1, got {checkpoint_every!r}.")
     num_prompts = _check_prompts(generator, recipe)
     check_questions(recipe.questions, critics, num_prompts)
     num_steps = recipe.num_inference_steps or generator.num_inference_steps

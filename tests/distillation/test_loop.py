@@ -322,3 +322,8 @@ def test_cosine_schedule_reaches_the_optimizer():
     assert rates == pytest.approx([0.01 * 0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6)])
     constant = lora(distill(FakeGenerator(), FakeCritic(), recipe()))
     assert not same(constant, lora(distill(FakeGenerator(), FakeCritic(), recipe(lr_schedule="cosine"))))
+
+
+def test_a_checkpoint_every_no_steps_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="checkpoint_every"):
+        distill(FakeGenerator(), FakeCritic(), recipe(), checkpoint_path=tmp_path / "c", checkpoint_every=0)
