@@ -106,15 +106,10 @@ def sample_pairs(generator: Generator, pairs: Pairs, lora_scale: float, batch: i
 @torch.no_grad()
 def evaluate(control: Control, critic: Critic, images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
     """P(answer) of the control's questions, the mean over all pictures, and the control's own measures."""
-    scores = [
-        question.overlay.apply(images) if question.overlay is not None else images
-        for question in control.recipe.questions
-    ]
-    probabilities = [
-        critic.log_likelihood(part, [question]).exp()
-        for question, composite in zip(control.recipe.questions, scores, strict=True)
-        for part in composite.split(16)
-    ]
+    probabilities = []
+    for question in control.recipe.questions:
+        composites = question.overlay.apply(images) if question.overlay is not None else images
+        probabilities += [critic.log_likelihood(part, [question]).exp() for part in composites.split(16)]
     return {"p_answer": float(torch.cat(probabilities).mean()), **control.measure(images, base, pairs)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,10 +18,7 @@ def quiet_loading() -> Iterator[None]:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            # `torch_dtype` is the name that every supported diffusers knows; new ones deprecate it.
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         for log, verbosity, bars in before:
             log.set_verbosity(verbosity)

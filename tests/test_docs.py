@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+from dual_process import overlays
 from dual_process.distillation import Question, Recipe
+from dual_process.distillation.result import VERSION
 from dual_process.overlays import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +37,15 @@ def test_every_overlay_is_documented(kind):
         assert f"| `{field.name}` | {default(field)} | {field.metadata['help']} |" in RECIPE_PAGE
 
 
+def test_comfyui_managers_requirements_are_the_packages_without_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {d.replace("'", '"') for d in project["dependencies"] if not d.startswith(("torch>", "torchvision>"))}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == wanted
+    assert project["version"] == VERSION
+
+
 def test_the_recipe_of_the_readme_is_valid():
-    import tomllib
-
-    from dual_process import overlays
-
     text = (ROOT / "README.md").read_text().split("```toml")[1].split("```")[0]
     recipe = Recipe.from_dict(tomllib.loads(text), overlays.build)
     assert recipe.questions[0].overlay == overlays.horizon(0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -42,8 +43,7 @@ class Run:
 
 
 def hash_seed(*parts: object) -> int:
-    import hashlib
-
+    """A 56-bit seed that depends on nothing but the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
