@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging
 from transformers.utils.import_utils import is_torchvision_available
@@ -83,6 +90,10 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
         raise CriticError(
             f"The model in {folder} has no chat template, so it cannot be asked a question. Use its instruction-tuned "
             "(-it, -Instruct) version, or download its chat_template.jinja or chat_template.json too."
+        )
+    if not keeps_gradient(processor.image_processor):  # transformers resizes by Lanczos with Pillow if it may choose
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            folder, backend="torchvision", trust_remote_code=trust_remote_code, local_files_only=True
         )
     for name, value in single_tile(processor.image_processor).items():
         setattr(processor.image_processor, name, value)  # Idefics2's processor reads it here

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from dual_process.critics import TransformersCritic, load_critic
 
@@ -85,6 +85,7 @@ class Naive:
 
     def __init__(self, folder: Path, family: str) -> None:
         self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="torchvision")
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
         self.family = family
 

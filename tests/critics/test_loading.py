@@ -120,13 +120,15 @@ def test_torchvision_missing(folder, monkeypatch):
 
 def test_an_image_processor_without_gradient(folder, monkeypatch):
     original = loading.AutoProcessor.from_pretrained
+    pillow = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2)
 
     def with_pillow(*args, **kwargs):
         processor = original(*args, **kwargs)
-        processor.image_processor = Qwen2VLImageProcessorPil(patch_size=14, merge_size=2)
+        processor.image_processor = pillow
         return processor
 
     monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", with_pillow)
+    monkeypatch.setattr(loading.AutoImageProcessor, "from_pretrained", lambda *args, **kwargs: pillow)
     with pytest.raises(CriticError, match=r"needs torchvision.*Qwen2VLImageProcessorPil"):
         load_critic(folder, device="cpu")
 

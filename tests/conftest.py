@@ -1,0 +1,54 @@
+"""Live tests: ComfyUI in this process, and a line that nobody can miss when they did not run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import comfyui
+import pytest
+
+BROWSER = "/usr/bin/chromium"
+
+
+def _missing(marker: str) -> str | None:
+    reason = comfyui.missing()
+    if marker == "browser" and reason is None and shutil.which(BROWSER) is None:
+        return f"there is no Chromium at {BROWSER} (apt install chromium)"
+    return reason
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker in ("comfyui", "browser"):
+        if reason := _missing(marker):
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for marker in ("comfyui", "browser"):
+        if reason := _missing(marker):
+            line = f"SKIPPED: the live tests marked '{marker}' did not run, {reason}"
+            terminalreporter.write_line(line, red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Makes ComfyUI importable in this process, on the CPU, with a base directory of its own (the value)."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "models/loras", "output", "input", "temp"):
+        (base / name).mkdir(parents=True)
+    # Before the working directory, whose `nodes/` would hide ComfyUI's nodes.py.
+    sys.path.insert(0, str(comfyui.folder()))
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+        import folder_paths  # noqa: F401  # reads the arguments as it is imported
+    finally:
+        sys.argv = arguments
+    return base
