@@ -55,14 +55,17 @@ def vqa_loss(
     log_likelihood = torch.full((len(leaf), len(questions)), torch.nan)
     total = 0.0
     for name, overlay, members in group_questions(questions):
-        visible = leaf.clamp(0, 1)
+        rows = (weights[:, members] > 0).any(dim=1)
+        if not rows.any():
+            continue
+        visible, asked = leaf[rows].clamp(0, 1), weights[rows][:, members]
         composite = visible if overlay is None else overlay.apply(visible)
         scores = critics[name].log_likelihood(composite, [questions[i] for i in members]).to(leaf)
-        asked = weights[:, members]
         loss = -(torch.where(asked > 0, scores, torch.zeros_like(scores)) * asked).sum() / len(leaf)
         loss.backward()
         total += float(loss.detach())
-        log_likelihood[:, members] = torch.where(asked > 0, scores.detach(), torch.nan).cpu()
+        heard = torch.where(asked > 0, scores.detach(), torch.nan).cpu()
+        log_likelihood[rows.cpu().nonzero(), torch.tensor(members)] = heard
     assert leaf.grad is not None
     return VqaLoss(total, log_likelihood, leaf.grad)
 

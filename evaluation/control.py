@@ -64,6 +64,8 @@ class Control:
     def __post_init__(self) -> None:
         if shared := set(self.held_out) & set(self.recipe.prompts):
             raise ValueError(f"The prompts {sorted(shared)} of {self.name} are both trained on and held out.")
+        if any(q.prompts is not None or q.critic != "default" for q in self.recipe.questions):
+            raise ValueError(f"The questions of {self.name} are asked of one critic about every held-out picture.")
 
     @property
     def prompts(self) -> list[str]:

@@ -23,11 +23,13 @@ RED = "#ff0000"
 
 
 def parse_color(color: str) -> tuple[float, float, float]:
-    """sRGB in [0, 1] of any colour that Pillow can name ("#ff0000", "red", "rgb(255, 0, 0)")."""
+    """sRGB in [0, 1] of any opaque colour that Pillow can name ("#ff0000", "red", "rgb(255, 0, 0)")."""
     try:
-        red, green, blue = ImageColor.getrgb(color)[:3]
+        red, green, blue, *alpha = ImageColor.getrgb(color)
     except (ValueError, TypeError, AttributeError) as error:
         raise OverlayError(f"Expected a colour such as '#ff0000' or 'red', got {color!r}.") from error
+    if alpha and alpha[0] != 255:
+        raise OverlayError(f"Expected an opaque colour such as '#ff0000', got {color!r}, which is see-through.")
     return red / 255, green / 255, blue / 255
 
 

@@ -62,6 +62,20 @@ def test_questions_for_some_prompts():
     assert question_weights(questions, [0, 1]).tolist() == [[1.0, 0.0], [0.5, 0.5]]
 
 
+def test_a_critic_sees_only_the_pictures_that_it_is_asked_about():
+    critics = {"default": FakeCritic(), "x": FakeCritic()}
+    questions = [Question("a"), Question("b", prompts=(1,), critic="x"), Question("c", prompts=(2,), critic="x")]
+    seen = []
+    log_likelihood = critics["x"].log_likelihood
+    critics["x"].log_likelihood = lambda images, asked: seen.append(images) or log_likelihood(images, asked)
+    result = vqa_loss(critics, IMAGE, questions, [0, 1])
+    assert torch.equal(torch.cat(seen), IMAGE[1:])
+    assert torch.isclose(result.log_likelihood[1, 1], log_p("b", IMAGE)[1])
+    assert result.log_likelihood[1, 2].isnan()
+    vqa_loss(critics, IMAGE, questions, [0, 0])
+    assert len(seen) == 1  # not asked at all the second time
+
+
 def test_no_gradient_past_saturation():
     image = IMAGE.clone()
     image[0, 0, 0, 0], image[0, 1, 0, 0] = 1.5, -0.2

@@ -128,6 +128,12 @@ def test_evaluation_asks_what_training_asked():
     assert measures == {"p_answer": pytest.approx(((a + b) / 2).mean().item(), rel=1e-5), "seen": 20}
 
 
+@pytest.mark.parametrize("question", [Question("a", prompts=(0,)), Question("a", critic="second")])
+def test_every_picture_is_asked_every_question(question):
+    with pytest.raises(ValueError, match="one critic about every held-out picture"):
+        replace(CONTROL, recipe=Recipe((question,)))
+
+
 def test_trained_prompts_are_not_held_out():
     with pytest.raises(ValueError, match="both trained on and held out"):
         Control("c", Recipe(Question("a"), prompts=("x",)), ("x",), CONTROL.measure, CONTROL.target, ())

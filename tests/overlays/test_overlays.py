@@ -163,6 +163,7 @@ def test_plain_data_builds_the_same_overlay():
         (lambda: HorizonLine(float("nan")), "position"),
         (lambda: ImageOverlay(ImageOverlay.from_image(disc()).png[:200]), "Pillow can read"),
         (lambda: PaletteStrip(("red", 3)), "colour"),
+        (lambda: PaletteStrip(("#ff000080",)), "opaque"),
         (lambda: PaletteStrip(("red",), height=2.0), "height"),
         (lambda: ImageOverlay(b"no picture"), "Pillow can read"),
         (lambda: ImageOverlay.from_image(disc(), mode="blend"), "'solid' or 'transparent'"),
