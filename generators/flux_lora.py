@@ -77,6 +77,18 @@ def to_comfyui(lora: LoraWeights, num_double: int, num_single: int) -> dict[str,
     return state
 
 
+def native_to_diffusers(lora: LoraWeights, num_double: int, num_single: int) -> dict[str, Tensor]:
+    """A LoRA of the native, fused layers under diffusers' names, exact: A is shared by the parts, B is cut by rows."""
+    split: dict[str, tuple[Tensor, Tensor]] = {}
+    for native, parts in native_modules(num_double, num_single):
+        down, up = lora.matrices[native]
+        # Query, key and value are as wide as the input; what is left belongs to the last part.
+        widths = [down.shape[1]] * (len(parts) - 1)
+        for part, rows in zip(parts, up.split([*widths, len(up) - sum(widths)]), strict=True):
+            split[part] = (down, rows)
+    return to_diffusers(LoraWeights(split, lora.rank, lora.alpha))
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
 

@@ -1,0 +1,144 @@
+# pyright: reportMissingImports=false  # ComfyUI is not a package
+"""Training through a ComfyUI model's own weights, without a copy and without leaving a trace.
+
+ComfyUI's nodes run in inference mode, so the weights that its loaders make are inference tensors, which autograd
+refuses to save. A tensor made outside inference mode over the same storage is a plain one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.ldm.flux.layers
+import comfy.ldm.flux.model
+import comfy.model_management
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def leave_inference_mode(grad: bool = True) -> Iterator[None]:
+    """What is made inside may take part in autograd; ComfyUI runs nodes in inference mode."""
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+def plain(tensor: Any) -> Tensor:
+    """A tensor over the same storage that autograd accepts; make it outside inference mode."""
+    if isinstance(tensor, QuantizedTensor):
+        return QuantizedTensor(plain(tensor._qdata), tensor._layout_cls, _plain_fields(tensor._params))
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _plain_fields(params: Any) -> Any:
+    values = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+    return type(params)(**{name: plain(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+
+
+@contextmanager
+def trainable_through(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory.
+
+    The very objects that were there before are put back, whatever happens inside.
+    """
+    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in modules:
+            for part in module.modules():
+                for table, name, tensor in _tensors(part):
+                    swapped.append((table, name, tensor))
+                    value = plain(tensor) if tensor.is_inference() else tensor.detach()
+                    table[name] = nn.Parameter(value, requires_grad=False) if table is part._parameters else value
+        yield
+    finally:
+        for table, name, tensor in swapped:
+            table[name] = tensor
+
+
+def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    return [
+        (table, name, tensor)
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if tensor is not None
+    ]
+
+
+@contextmanager
+def differentiable(model: nn.Module, gradient_checkpointing: bool) -> Iterator[None]:
+    """While entered, backward passes through a ComfyUI diffusion model are right, see docs/architecture.md.
+
+    ComfyUI adds residuals in place, which overwrites what autograd has saved. Flux gets a copy where it matters;
+    any other architecture runs under autograd's own copy-on-write, which costs about a fifth more time.
+    """
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True  # chooses operations that have a backward pass
+    try:
+        with ExitStack() as stack:
+            if isinstance(model, comfy.ldm.flux.model.Flux):
+                for module in model.modules():
+                    if isinstance(
+                        module, comfy.ldm.flux.layers.DoubleStreamBlock | comfy.ldm.flux.layers.SingleStreamBlock
+                    ):
+                        stack.enter_context(_copy_norm_inputs(module))
+                        if gradient_checkpointing:
+                            stack.enter_context(_checkpointed(module))
+            else:
+                stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
+def _copy_norm_inputs(block: nn.Module) -> Iterator[None]:
+    """The normalisations save their input, to which the block then adds in place."""
+    names = ("img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "pre_norm")
+    norms = [getattr(block, name) for name in names if hasattr(block, name)]
+    handles = [norm.register_forward_pre_hook(lambda _, args: (args[0].clone(), *args[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _checkpointed(block: nn.Module) -> Iterator[None]:
+    """Recomputes the block in the backward pass, from inputs that the in-place additions have not touched."""
+    forward = block.forward
+    signature = inspect.signature(forward)
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        given["transformer_options"] = dict(given["transformer_options"])  # the model changes its own block by block
+        names = [name for name, value in given.items() if isinstance(value, Tensor)]
+
+        def run(*tensors: Tensor) -> Any:
+            return forward(**{**given, **dict(zip(names, (t.clone() for t in tensors), strict=True))})
+
+        return checkpoint(run, *(given[name] for name in names), use_reentrant=False)
+
+    with overridden_forward(block, recomputed):
+        yield
+
+
+@contextmanager
+def overridden_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Another forward for one module; its own attributes are exactly as before afterwards."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = before

@@ -1,0 +1,392 @@
+# pyright: reportMissingImports=false  # ComfyUI is not a package
+"""Any image MODEL that ComfyUI can sample, as a `Generator`: trained through ComfyUI's own sampling code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.flux.model
+import comfy.model_base
+import comfy.sample
+import torch
+from torch import Tensor, nn
+
+from ..distillation.errors import GeneratorError
+from ..distillation.fingerprint import weights_sha256
+from ..distillation.interfaces import Draw, Estimate, ModelInfo
+from . import flux_lora
+from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
+from .comfy_lora import ComfyLora, layer_shapes, target_layers, to_native
+from .comfy_sampling import Denoiser, load, make_sigmas
+from .lora import LoraWeights, gaussian_weights
+from .noise import draw_noise
+
+log = logging.getLogger(__name__)
+
+
+class ComfyGenerator:
+    """A MODEL, a VAE and CONDITIONINGs of ComfyUI as a `Generator`. Nothing of the user's is changed or copied.
+
+    Args:
+        model: MODEL (ModelPatcher), with whatever LoRAs and patches the user has applied.
+        vae: VAE for the MODEL's latents.
+        conditionings: one CONDITIONING for each training prompt.
+        latent: LATENT whose size is trained at; an empty one of another channel count is adapted as KSampler does.
+        negative: CONDITIONING for classifier-free guidance, needed if `cfg` is not 1.
+        cfg: classifier-free guidance scale; 1 for distilled models such as Flux, whose own guidance comes with the
+            CONDITIONING (FluxGuidance node).
+        steps, scheduler: the sampler's noise levels, as in KSampler.
+        sigmas: SIGMAS [steps + 1] to use instead, falling, the last 0.
+        prompts: the conditionings' texts, where known.
+        gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient (Flux only).
+
+    Raises:
+        GeneratorError: the parts do not fit each other; the message says which and what to change.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vae: Any,
+        conditionings: Sequence[Any],
+        *,
+        latent: Mapping[str, Any],
+        negative: Any | None = None,
+        cfg: float = 1.0,
+        steps: int = 4,
+        scheduler: str = "simple",
+        sigmas: Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if not conditionings:
+            raise GeneratorError("Expected at least one CONDITIONING: connect a CLIPTextEncode node.")
+        if cfg != 1 and negative is None:
+            raise GeneratorError(f"A cfg of {cfg:g} needs a negative CONDITIONING: connect one, or set cfg to 1.")
+        self.model, self.vae = _trainable_model(model), vae
+        self._conditionings, self._negative, self._cfg = tuple(conditionings), negative, cfg
+        self._shape = _latent_shape(self.model, latent)
+        _check_vae(self.model, vae)
+        self._sigmas = _check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
+        self._prompts = None if prompts is None else tuple(prompts)
+        self._checkpointing = gradient_checkpointing and self._flux is not None
+        if gradient_checkpointing and not self._checkpointing:
+            log.warning("Gradient checkpointing is only for Flux models; training goes on without it.")
+        self._layers = target_layers(self._network)
+        self._lora: ComfyLora | None = None
+        self._denoiser: Denoiser | None = None  # while prepared
+        self._info: ModelInfo | None = None
+
+    # What it is
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self._conditionings)
+
+    @property
+    def prompts(self) -> tuple[str, ...] | None:
+        """The prompts' texts, None where only CONDITIONINGs are known."""
+        return self._prompts
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Number of sampler steps."""
+        return len(self._sigmas) - 1
+
+    @property
+    def info(self) -> ModelInfo:
+        """Name of the model's file, architecture, dtype, and a hash of the base weights, cached."""
+        if self._info is None:
+            dtype = str(self.model.model_dtype()).removeprefix("torch.")
+            digest = weights_sha256((name, _numbers(p)) for name, p in self._network.named_parameters())
+            self._info = ModelInfo(_file_name(self.model), _architecture(self.model.model), dtype, digest)
+        return self._info
+
+    @property
+    def _network(self) -> nn.Module:
+        return self.model.model.diffusion_model
+
+    @property
+    def _flux(self) -> Any | None:
+        """The network, if it is of the Flux family."""
+        return self._network if isinstance(self._network, comfy.ldm.flux.model.Flux) else None
+
+    # Its LoRA
+
+    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+        """A fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
+
+        Raises:
+            GeneratorError: rank or alpha is not positive.
+        """
+        with leave_inference_mode():
+            self._lora = ComfyLora(self._layers, gaussian_weights(layer_shapes(self._layers), rank, alpha, seed))
+
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """The LoRA's trainable float32 tensors by names such as "double_blocks.0.img_attn.qkv.lora_A".
+
+        Raises:
+            GeneratorError: there is no LoRA.
+        """
+        return self._attached().parameters()
+
+    def _attached(self) -> ComfyLora:
+        if self._lora is None:
+            raise GeneratorError("Expected a LoRA, but there is none. Call add_lora(rank, alpha, seed) first.")
+        return self._lora
+
+    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+        """Copies of the LoRA's tensors with `.alpha`, float32 on the CPU, so that strength 1.0 is the model as trained.
+
+        Args:
+            format: "comfyui" for ComfyUI's own key names, "diffusers" for those of diffusers' Flux pipelines, which
+                ComfyUI reads as well.
+
+        Raises:
+            GeneratorError: no LoRA, or a format that this architecture does not have.
+        """
+        weights = self._attached().weights()
+        if format == "comfyui":
+            return to_native(weights)
+        if format == "diffusers" and type(self.model.model) is comfy.model_base.Flux and self._flux is not None:
+            return flux_lora.native_to_diffusers(weights, len(self._flux.double_blocks), len(self._flux.single_blocks))
+        raise GeneratorError(
+            f"Expected the LoRA format 'comfyui', or 'diffusers' for a Flux.1 model, got {format!r} for a "
+            f"{type(self.model.model).__name__} model."
+        )
+
+    def load_lora_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up the LoRA that `lora_state_dict("comfyui")` wrote, in place of ours."""
+        prefix = flux_lora.COMFYUI_PREFIX
+        matrices = {
+            name: (state[f"{prefix}{name}.lora_down.weight"], state[f"{prefix}{name}.lora_up.weight"])
+            for name in self._layers
+        }
+        first = next(iter(self._layers))
+        weights = LoraWeights(matrices, len(matrices[first][0]), float(state[f"{prefix}{first}.alpha"]))
+        with leave_inference_mode():
+            self._lora = ComfyLora(self._layers, weights)
+
+    def _scaled(self, scale: float) -> Any:
+        return nullcontext() if self._lora is None else self._lora.scaled(scale)
+
+    # Borrowing the user's models
+
+    @contextmanager
+    def training(self) -> Iterator[ComfyGenerator]:
+        """While entered, the models are loaded and `estimate` carries gradients; make the backward pass inside, too.
+
+        Afterwards every weight, attribute and flag of the MODEL and the VAE is the one that was there before.
+        """
+        with self._prepared(grad=True):
+            yield self
+
+    @contextmanager
+    def _prepared(self, grad: bool) -> Iterator[Denoiser]:
+        if self._denoiser is not None:  # sampling amid training
+            yield self._denoiser
+            return
+        conditionings = [*self._conditionings, *([] if self._negative is None else [self._negative])]
+        load(self.model, self.vae, conditionings, self._shape)
+        with ExitStack() as stack:
+            stack.enter_context(leave_inference_mode(grad))
+            stack.enter_context(trainable_through([self.model.model, self.vae.first_stage_model]))
+            stack.enter_context(differentiable(self._network, self._checkpointing))
+            if self._lora is not None:
+                stack.enter_context(self._lora.injected())
+            denoiser = Denoiser(self.model, self._conditionings, self._negative, self._cfg, self._shape, self._sigmas)
+            stack.callback(denoiser.close)
+            self._denoiser = denoiser
+            try:
+                yield denoiser
+            finally:
+                self._denoiser = None
+
+    # Its pictures
+
+    def estimate(self, draw: Draw, with_base: bool = False) -> Estimate:
+        """Clean image estimates, decoded (paper, section 3.2); one forward pass with gradient. Call in `training`.
+
+        Returns:
+            `image` [B, 3, H, W] float32, unclamped; `prediction` and `base_prediction` (x − x̂₀) / σ, float32: the
+            velocity of a flow model, the noise of an ε-model, after guidance.
+
+        Raises:
+            GeneratorError: the draw does not fit this generator, or `training` has not been entered.
+        """
+        if self._denoiser is None:
+            raise GeneratorError("Expected estimate() inside `with generator.training():`.")
+        self._check_draw(draw)
+        prompts = draw.prompt_indices
+        with torch.no_grad():
+            x, sigma = self._start(self._denoiser, draw)
+            with self._scaled(0.0):
+                base = self._prediction(x, sigma, self._denoiser(x, sigma, prompts)) if with_base else None
+        clean = self._denoiser(x, sigma, prompts)
+        return Estimate(self._decode(clean), self._prediction(x, sigma, clean), base)
+
+    @staticmethod
+    def _prediction(x: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
+        return (x - clean) / sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+    def _start(self, denoiser: Denoiser, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Where the step with gradient is made: latents [B, C, h, w] and their noise levels [B]."""
+        x = denoiser.start(self._noise(draw.noise_seeds), float(self._sigmas[0]))
+        if draw.renoise_times is None:
+            x = self._roll_out(denoiser, x, draw.sampler_steps, draw.prompt_indices)
+            return x, self._sigmas[list(draw.sampler_steps)].to(x)
+        clean = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), draw.prompt_indices)
+        sigma = torch.tensor([denoiser.sigma_at(time) for time in draw.renoise_times]).to(x)
+        return denoiser.renoise(clean, self._noise(draw.renoise_seeds or ()), sigma), sigma
+
+    def _roll_out(self, denoiser: Denoiser, x: Tensor, steps: Sequence[int], prompts: Sequence[int]) -> Tensor:
+        """Makes the first `steps[b]` Euler steps of sample b (Karras et al. 2022, algorithm 2, without churn)."""
+        x, sigmas = x.clone(), self._sigmas.to(x)
+        for i in range(max(steps)):
+            rows = [row for row, count in enumerate(steps) if count > i]
+            part = x[rows]
+            clean = denoiser(part, sigmas[i].expand(len(rows)), [prompts[row] for row in rows])
+            x[rows] = part + (part - clean) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    def sample(
+        self,
+        prompt_indices: Sequence[int],
+        seeds: Sequence[int],
+        num_inference_steps: int | None = None,
+        lora_scale: float = 1.0,
+    ) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1], float32, by Euler's method: KSampler's with sampler "euler".
+
+        Args:
+            prompt_indices: one per picture.
+            seeds: one per picture, 0 to 2^64 − 1; the noise is that of KSampler for this seed and one picture.
+            num_inference_steps: None, or the generator's own number: the noise levels are fixed.
+            lora_scale: strength of our LoRA; 1 is the model as trained, 0 exactly the user's model.
+
+        Raises:
+            GeneratorError: an index or a number of steps does not fit.
+        """
+        self._check_batch(prompt_indices, seeds, num_inference_steps)
+        with self._prepared(grad=False) as denoiser, torch.no_grad(), self._scaled(lora_scale):
+            x = denoiser.start(self._noise(seeds), float(self._sigmas[0]))
+            x = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), prompt_indices)
+            return self._decode(denoiser.finish(x, float(self._sigmas[-1]))).clamp(0, 1)
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        _, channels, *frames, height, width = self._shape
+        noise = draw_noise(seeds, channels, height, width).to(self.model.load_device)
+        return noise.unsqueeze(2) if frames else noise
+
+    def _decode(self, clean: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> images [B, 3, H, W], float32, unclamped."""
+        latents = self.model.model.process_latent_out(clean)
+        vae = self.vae
+        image = vae.first_stage_model.decode(latents.to(vae.device, vae.vae_dtype)).float().to(clean.device)
+        if image.ndim == 5:  # video VAEs; one frame
+            image = image[:, :, 0]
+        return (image[:, :3] + 1) / 2  # [-1, 1] -> [0, 1]
+
+    # What it refuses
+
+    def _check_batch(self, prompt_indices: Sequence[int], seeds: Sequence[int], steps: int | None) -> None:
+        if len(prompt_indices) == 0 or len(prompt_indices) != len(seeds):
+            raise GeneratorError(
+                f"Expected one seed for each of at least one prompt index, got {len(prompt_indices)} indices and "
+                f"{len(seeds)} seeds."
+            )
+        wrong = [index for index in prompt_indices if not 0 <= index < self.num_prompts]
+        if wrong:
+            raise GeneratorError(f"Expected prompt indices from 0 to {self.num_prompts - 1}, got {wrong}.")
+        if steps not in (None, self.num_inference_steps):
+            raise GeneratorError(
+                f"Expected the sampler's own {self.num_inference_steps} steps, got {steps}. In ComfyUI the number of "
+                "steps belongs to the generator: set it there."
+            )
+
+    def _check_draw(self, draw: Draw) -> None:
+        self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.num_inference_steps)
+        if draw.guidance is not None:
+            raise GeneratorError("In ComfyUI guidance comes with the CONDITIONING: use a FluxGuidance node, or cfg.")
+        if draw.height is not None or draw.width is not None:
+            raise GeneratorError("In ComfyUI the image size comes with the LATENT: choose it there.")
+        size = len(draw.prompt_indices)
+        if draw.renoise_times is not None:
+            if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:
+                raise GeneratorError(f"Expected {size} renoise times and seeds, one per sample, got {draw}.")
+        elif len(draw.sampler_steps) != size or not all(0 <= s < self.num_inference_steps for s in draw.sampler_steps):
+            raise GeneratorError(
+                f"Expected {size} sampler steps from 0 to {self.num_inference_steps - 1}, got {draw.sampler_steps}."
+            )
+
+
+def _trainable_model(model: Any) -> Any:
+    if not model.is_dynamic():
+        return model.clone()
+    log.warning(
+        "ComfyUI streams this model's weights on demand (dynamic VRAM), which training cannot follow. A second copy "
+        "of the model is loaded into RAM for training; start ComfyUI with --disable-dynamic-vram to avoid that."
+    )
+    return model.clone(disable_dynamic=True)
+
+
+def _latent_shape(model: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of one latent, [1, C, h, w] or [1, C, 1, h, w]."""
+    samples = comfy.sample.fix_empty_latent_channels(
+        model,
+        torch.zeros_like(latent["samples"][:1]),
+        latent.get("downscale_ratio_spacial"),
+        latent.get("downscale_ratio_temporal"),
+    )
+    wanted = model.get_model_object("latent_format").latent_channels
+    given = latent["samples"].shape
+    empty = torch.count_nonzero(latent["samples"]) == 0
+    if samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
+        raise GeneratorError(
+            f"Expected a LATENT of one image, [B, C, h, w], got {list(given)}. Use an Empty Latent node."
+        )
+    if samples.shape[1] != wanted or (given[1] != wanted and not empty):
+        raise GeneratorError(
+            f"Expected a LATENT of {wanted} channels for this MODEL, got {list(given)}. Use its Empty Latent."
+        )
+    return tuple(samples.shape)
+
+
+def _check_vae(model: Any, vae: Any) -> None:
+    wanted = model.get_model_object("latent_format").latent_channels
+    if getattr(vae, "first_stage_model", None) is None:
+        raise GeneratorError("Expected a VAE, but this one holds no model: choose another file in its loader.")
+    if vae.latent_channels != wanted:
+        raise GeneratorError(
+            f"The MODEL works on latents of {wanted} channels, but the VAE on {vae.latent_channels}. "
+            "Load the VAE that belongs to the MODEL."
+        )
+
+
+def _check_sigmas(sigmas: Tensor) -> Tensor:
+    sigmas = sigmas.detach().float().cpu().clone()
+    falling = sigmas.ndim == 1 and len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all())
+    if not falling or not bool(torch.isfinite(sigmas).all()) or float(sigmas[-1]) < 0:
+        raise GeneratorError(f"Expected at least two falling SIGMAS, the last one 0, got {sigmas.tolist()}.")
+    return sigmas
+
+
+def _numbers(parameter: Tensor) -> Tensor:
+    """What a hash can read of a parameter: the stored numbers of a quantised one."""
+    return getattr(parameter, "_qdata", parameter)
+
+
+def _file_name(model: Any) -> str:
+    """The name of the file that a core loader has read, else the class of the model."""
+    arguments = (model.cached_patcher_init or (None, ()))[1]
+    return Path(arguments[0]).stem if arguments and isinstance(arguments[0], str) else type(model.model).__name__
+
+
+def _architecture(model: Any) -> str:
+    if type(model) is comfy.model_base.Flux:
+        return "flux-1-dev" if model.diffusion_model.params.guidance_embed else "flux-1-schnell"
+    return type(model).__name__.lower()

@@ -1,0 +1,129 @@
+# pyright: reportMissingImports=false  # ComfyUI is not a package
+"""ComfyUI's own sampling code, one noise level at a time: model sampling, conditioning, guidance, CFG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..distillation.errors import GeneratorError
+
+
+def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
+    """Noise levels [steps + 1], falling to 0, as KSampler makes them.
+
+    Raises:
+        GeneratorError: ComfyUI knows no such scheduler.
+    """
+    if scheduler not in comfy.samplers.SCHEDULER_NAMES:
+        raise GeneratorError(f"Expected a scheduler out of {comfy.samplers.SCHEDULER_NAMES}, got {scheduler!r}.")
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
+
+
+def load(model: Any, vae: Any, conditionings: Sequence[Any], shape: Sequence[int]) -> None:
+    """Has ComfyUI load the MODEL, what its conditionings need (ControlNets), and the VAE."""
+    conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
+    with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
+        comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
+        memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
+        comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=memory)
+
+
+class Denoiser:
+    """Clean estimates of one MODEL for several prompts.
+
+    Make it, and call it, outside inference mode, while the model is loaded.
+
+    Args:
+        model: ModelPatcher.
+        positives: one CONDITIONING per prompt.
+        negative: CONDITIONING of classifier-free guidance, None where `cfg` is 1.
+        shape: of one latent, [1, C, h, w].
+        sigmas: the sampler's noise levels, which some models look at.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        positives: Sequence[Any],
+        negative: Any | None,
+        cfg: float,
+        shape: Sequence[int],
+        sigmas: Tensor,
+    ) -> None:
+        self.device = model.load_device
+        self.sampling = model.get_model_object("model_sampling")
+        options = comfy.model_patcher.create_model_options_clone(model.model_options)
+        comfy.samplers.cast_to_load_options(options, device=self.device, dtype=model.model_dtype())
+        options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas.to(self.device)
+        model.pre_run()
+        self._model, self._options = model, options
+        self._guiders = [self._guider(p, negative, cfg, shape) for p in positives]
+
+    def _guider(self, positive: Any, negative: Any | None, cfg: float, shape: Sequence[int]) -> Any:
+        guider = comfy.samplers.CFGGuider(self._model)
+        conds = {"positive": _plain(positive)} | ({} if negative is None else {"negative": _plain(negative)})
+        guider.inner_set_conds(conds)
+        guider.set_cfg(cfg)
+        guider.model_options = self._options
+        guider.inner_model = self._model.model
+        guider.conds = comfy.samplers.process_conds(
+            self._model.model,
+            torch.zeros(list(shape), device=self.device),
+            {name: [dict(c) for c in rows] for name, rows in guider.original_conds.items()},
+            self.device,
+        )
+        return guider
+
+    def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> Tensor:
+        """Clean estimates [B, C, h, w] of noisy latents at noise levels [B]; a forward pass for each prompt."""
+        clean: list[Tensor] = [x] * len(x)
+        for prompt in dict.fromkeys(prompt_indices):
+            rows = [i for i, index in enumerate(prompt_indices) if index == prompt]
+            estimate = self._guiders[prompt](x[rows], sigma[rows], model_options=self._options, seed=0)
+            for row, value in zip(rows, estimate, strict=True):
+                clean[row] = value
+        return torch.stack(clean)
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """Where sampling starts from an empty latent: `noise` scaled to the first noise level."""
+        level = torch.tensor(sigma, device=self.device)
+        full = sigma >= float(self.sampling.sigma_max) or abs(sigma - float(self.sampling.sigma_max)) < 1e-5 * sigma
+        return self.sampling.noise_scaling(level, noise, torch.zeros_like(noise), full)
+
+    def renoise(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Clean latents [B, …] mixed with noise up to the noise levels [B]."""
+        level = sigma.reshape(-1, *[1] * (clean.ndim - 1))
+        return self.sampling.noise_scaling(level, noise, clean, False)
+
+    def finish(self, x: Tensor, sigma: float) -> Tensor:
+        """Latents as they leave the sampler at its last noise level."""
+        return self.sampling.inverse_noise_scaling(torch.tensor(sigma, device=self.device), x)
+
+    def sigma_at(self, time: float) -> float:
+        """The noise level of a flow-matching time, 1 = pure noise; of other models, that share of their schedule."""
+        if isinstance(self.sampling, comfy.model_sampling.CONST):
+            return time
+        return float(self.sampling.percent_to_sigma(1 - time))
+
+    def close(self) -> None:
+        self._model.cleanup()
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a CONDITIONING whose tensors autograd accepts; models and hooks in it stay the same objects."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value) if type(value) in (list, tuple) else value
+    return value

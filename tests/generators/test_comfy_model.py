@@ -1,0 +1,257 @@
+"""The ComfyUI generator against diffusers on the same weights, against KSampler, and against its own promises."""
+
+from __future__ import annotations
+
+import hashlib
+
+import comfy_models
+import pytest
+import torch
+from comfy_models import SIZE, conditionings, diffusers_generator, write_files
+
+from dual_process.distillation import Draw, GeneratorError
+from dual_process.generators.diffusers_flux import pack
+
+pytestmark = pytest.mark.comfyui
+EMPTY = {"samples": torch.zeros(1, 16, SIZE // 8, SIZE // 8)}
+
+
+@pytest.fixture(scope="module", params=["schnell", "dev"])
+def flavour(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def load(comfy):
+    """Loads MODEL and VAE as nodes do: by core's loaders, in inference mode."""
+
+    def load_files(flavour: str, dtype: torch.dtype = torch.float32, weight_dtype: str = "default"):
+        unet, _ = write_files(comfy / "models", flavour, dtype)
+        import nodes
+
+        with torch.inference_mode():
+            (model,) = nodes.UNETLoader().load_unet(unet.name, weight_dtype)
+            (vae,) = nodes.VAELoader().load_vae("tiny-vae.safetensors")
+        return model, vae
+
+    return load_files
+
+
+@pytest.fixture(scope="module")
+def models(load, flavour):
+    return load(flavour)
+
+
+@pytest.fixture
+def make(models):
+    from dual_process.generators.comfy_model import ComfyGenerator
+
+    def build(**changes):
+        model, vae = models
+        return ComfyGenerator(model, vae, conditionings(), **{"latent": EMPTY, "steps": 4, **changes})
+
+    return build
+
+
+def draw(steps=(2, 0, 1), prompts=(0, 1, 0), **changes) -> Draw:
+    settings = {"num_inference_steps": None, "guidance": None, "height": None, "width": None}
+    return Draw(prompts, tuple(range(5, 5 + len(steps))), steps, **{**settings, **changes})
+
+
+def randomize(generator, deviation=0.3):
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in generator.lora_parameters().items():
+            if name.endswith("lora_B"):
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * deviation)
+
+
+def gradients(generator, the_draw):
+    """The estimate, and the gradient of a fixed linear functional of its prediction at the LoRA's tensors.
+
+    Not of the picture: the decoder's ReLUs would make jumps of rounding errors.
+    """
+    with generator.training():
+        estimate = generator.estimate(the_draw, with_base=True)
+        prediction = as_tokens(estimate.prediction)
+        weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(9))
+        (prediction * weights).mean().backward()
+    grads = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
+    for parameter in generator.lora_parameters().values():
+        parameter.grad = None
+    return estimate, grads
+
+
+def as_tokens(prediction):
+    return pack(prediction) if prediction.ndim == 4 else prediction
+
+
+def relative(a, b):
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+@pytest.mark.parametrize("renoise", [False, True])
+def test_estimate_and_gradient_equal_those_of_diffusers(make, flavour, renoise):
+    from dual_process.generators.flux_lora import native_modules
+
+    changes = {"renoise_times": (0.9, 0.3, 0.5), "renoise_seeds": (1, 2, 3)} if renoise else {}
+    ours, theirs = make(), diffusers_generator(flavour)
+    ours.add_lora(4, 8.0, seed=1)
+    randomize(ours)
+    theirs.load_lora_state_dict(ours.lora_state_dict("diffusers"))
+    mine, my_gradient = gradients(ours, draw(**changes))
+    reference, their_gradient = gradients(theirs, draw(**changes))
+    assert relative(mine.image, reference.image) < 1e-4
+    assert relative(as_tokens(mine.prediction), reference.prediction) < 1e-5
+    assert relative(as_tokens(mine.base_prediction), reference.base_prediction) < 1e-5
+    assert relative(reference.base_prediction, reference.prediction) > 0.1
+    for native, parts in native_modules(1, 2):
+        a = sum(their_gradient[f"{part}.lora_A"] for part in parts)
+        b = torch.cat([their_gradient[f"{part}.lora_B"] for part in parts])
+        assert relative(my_gradient[f"{native}.lora_A"], a) < 1e-4, native
+        assert relative(my_gradient[f"{native}.lora_B"], b) < 1e-4, native
+
+
+def test_gradient_of_the_decoder_equals_that_of_diffusers(make):
+    generator, vae = make(), comfy_models.build_vae()
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with generator.training():
+        ours = generator._decode(latents)
+        (gradient,) = torch.autograd.grad(ours.square().sum(), latents)
+    theirs = (vae.decode(latents).sample + 1) / 2
+    assert relative(ours, theirs) < 1e-5
+    assert relative(gradient, torch.autograd.grad(theirs.square().sum(), latents)[0]) < 1e-4
+
+
+def test_gradient_checkpointing_changes_nothing(make):
+    plain, checkpointed = make(), make(gradient_checkpointing=True)
+    for generator in (plain, checkpointed):
+        generator.add_lora(4, 8.0, seed=1)
+        randomize(generator)
+    first, second = gradients(plain, draw()), gradients(checkpointed, draw())
+    assert torch.equal(first[0].image, second[0].image)
+    for name, gradient in first[1].items():
+        assert relative(second[1][name], gradient) < 1e-6, name
+
+
+@pytest.fixture
+def ksampler(models):
+    """Core's own picture of a prompt and seed, [1, 3, H, W]."""
+    import nodes
+
+    def sample(prompt, seed, model=None):
+        with torch.inference_mode():
+            (latent,) = nodes.KSampler().sample(
+                model or models[0],
+                seed,
+                4,
+                1.0,
+                "euler",
+                "simple",
+                conditionings()[prompt],
+                conditionings()[prompt],
+                EMPTY,
+            )
+            (image,) = nodes.VAEDecode().decode(models[1], latent)
+        return image.clone().movedim(-1, 1)  # BHWC -> BCHW
+
+    return sample
+
+
+def test_pictures_without_lora_are_those_of_ksampler(make, ksampler):
+    generator = make()
+    generator.add_lora(4, 8.0, seed=1)
+    randomize(generator)
+    pictures = generator.sample([0, 1], [42, 7], lora_scale=0.0)
+    assert torch.allclose(pictures[:1], ksampler(0, 42), atol=2e-6)
+    assert torch.allclose(pictures[1:], ksampler(1, 7), atol=2e-6)
+    assert not torch.allclose(generator.sample([0], [42]), ksampler(0, 42), atol=1e-3)
+
+
+def state_of(models):
+    """Everything of MODEL and VAE that could have changed: bytes, identities, flags, attributes."""
+    model, vae = models
+    rows = []
+    for module in (model.model, vae.first_stage_model):
+        for name, part in module.named_modules():
+            rows.append((name, sorted(part.__dict__), len(part._forward_pre_hooks), part.training))
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            with torch.inference_mode():
+                digest = hashlib.sha256(tensor.detach().float().numpy().tobytes()).hexdigest()
+            rows.append((name, id(tensor), tensor.requires_grad, tensor.is_inference(), digest))
+    return rows, sorted(model.model_options), sorted(model.patches), sorted(model.injections)
+
+
+def test_the_users_models_come_back_as_they_were(make, models, ksampler):
+    import comfy.model_management
+
+    picture = ksampler(0, 1)  # has loaded the model, as the first run does
+    before = state_of(models)
+
+    def run(error=None):
+        generator = make(gradient_checkpointing=True)
+        generator.add_lora(4, 8.0, seed=1)
+        with generator.training():
+            generator.estimate(draw(), with_base=True).image.mean().backward()
+            if error:
+                raise error
+
+    with torch.inference_mode():
+        run()
+        assert state_of(models) == before
+        with pytest.raises(RuntimeError, match="broken"):
+            run(RuntimeError("broken"))
+        assert state_of(models) == before
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            run(comfy.model_management.InterruptProcessingException())
+        assert state_of(models) == before
+    assert not comfy.model_management.in_training
+    assert torch.equal(ksampler(0, 1), picture)
+
+
+def test_no_gradient_outside_the_lora(make):
+    generator = make()
+    generator.add_lora(2, 2.0, seed=0)
+    with generator.training():
+        generator.estimate(draw((0,), (0,))).image.mean().backward()
+        network, vae = generator.model.model.diffusion_model, generator.vae.first_stage_model
+        assert all(p.grad is None for p in [*network.parameters(), *vae.parameters()])
+    assert all(p.grad is not None for p in generator.lora_parameters().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cfg": 4.0}, "negative CONDITIONING"),
+        ({"latent": {"samples": torch.ones(1, 4, 8, 8)}}, r"LATENT of 16 channels .* got \[1, 4, 8, 8\]"),
+        ({"scheduler": "none"}, "scheduler out of"),
+        ({"sigmas": torch.tensor([0.0, 1.0])}, "falling SIGMAS"),
+        ({"sigmas": torch.tensor([1.0])}, "falling SIGMAS"),
+    ],
+)
+def test_parts_that_do_not_fit(make, changes, message):
+    with pytest.raises(GeneratorError, match=message):
+        make(**changes)
+
+
+def test_draws_that_do_not_fit(make):
+    generator = make()
+    with pytest.raises(GeneratorError, match="inside"):
+        generator.estimate(draw())
+    with pytest.raises(GeneratorError, match="Call add_lora"):
+        generator.lora_parameters()
+    with generator.training():
+        for wrong in (
+            draw((4,), (0,)),
+            draw((0,), (2,)),
+            draw(guidance=3.0),
+            draw(height=64),
+            draw(num_inference_steps=9),
+        ):
+            with pytest.raises(GeneratorError):
+                generator.estimate(wrong)
+
+
+def test_an_empty_latent_of_another_model_is_adapted(make):
+    generator = make(latent={"samples": torch.zeros(3, 4, 8, 8)})
+    assert generator.sample([0], [1]).shape == (1, 3, SIZE, SIZE)

@@ -1,0 +1,127 @@
+"""A real ComfyUI server with this pack in its custom_nodes, driven through its HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import comfyui
+
+PACK = "dual-process-image-generation"
+
+
+class Server:
+    """Runs `main.py --cpu` on a free port, with a base directory of its own, until `close`."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        for name in ("custom_nodes", "models/loras", "models/VLM", "input", "output", "temp"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / PACK).symlink_to(comfyui.ROOT)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log_file = base / "server.log"
+        with self.log_file.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "main.py", "--cpu", "--port", str(self.port)),
+                    *("--base-directory", str(base), "--database-url", f"sqlite:///{base}/comfyui.db"),
+                    "--disable-api-nodes",
+                ],
+                cwd=comfyui.folder(),
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait(self._is_up, 180, "start")
+
+    def _is_up(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"ComfyUI ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+        try:
+            return bool(self.get("/system_stats"))
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def wait(self, done: Any, seconds: float, what: str) -> Any:
+        """Polls until `done()` is true; its value."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := done():
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"ComfyUI did not {what} in {seconds:g} s. Its log ends:\n{self.log()[-4000:]}")
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def post(self, path: str, data: Any) -> Any:
+        request = urllib.request.Request(
+            self.address + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queues an API-format prompt; its id. AssertionError if the server's validation refuses it."""
+        answer = self.post("/prompt", {"prompt": prompt})
+        assert "prompt_id" in answer, answer
+        return answer["prompt_id"]
+
+    def finish(self, prompt_id: str, seconds: float = 400) -> dict[str, Any]:
+        """The history entry of a prompt once it has run."""
+
+        def entry() -> Any:
+            return self.get(f"/history/{prompt_id}").get(prompt_id)
+
+        return self.wait(entry, seconds, f"finish prompt {prompt_id}")
+
+    def run(self, prompt: dict[str, Any], seconds: float = 400) -> dict[str, Any]:
+        """Queues a prompt and waits; its outputs by node id. AssertionError with ComfyUI's message if it failed."""
+        entry = self.finish(self.queue(prompt), seconds)
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        return entry["outputs"]
+
+    def error(self, prompt: dict[str, Any]) -> str:
+        """Queues a prompt that must fail; the message that the user reads in the node."""
+        answer = self.post("/prompt", {"prompt": prompt})
+        if "prompt_id" not in answer:
+            return json.dumps(answer)
+        status = self.finish(answer["prompt_id"])["status"]
+        assert status["status_str"] == "error", status
+        return next(data["exception_message"] for name, data in status["messages"] if name == "execution_error")
+
+    def picture(self, image: dict[str, str]) -> Path:
+        """The file of one entry of a node's images."""
+        folder = "temp" if image["type"] == "temp" else image["type"]
+        return self.base / folder / image["subfolder"] / image["filename"]
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        shutil.rmtree(self.base / "custom_nodes", ignore_errors=True)  # the link, never what it points to
