@@ -47,12 +47,13 @@ _OBJECT = {  # fill, second fill (roof, trunk); by day
     "tree": ((40, 110, 55), (100, 70, 45)),
     "ball": ((240, 205, 70), (240, 205, 70)),
 }
+_OBJECT_PLACE = {"none": (0.5, 0.25), "house": (0.3, 0.3), "tree": (0.7, 0.26), "ball": (0.5, 0.24)}  # x, width
 _OBJECT_LIGHT = {"day": 1.0, "sunset": 0.72, "night": 0.42}
 _OUTLINE = (20, 18, 24)
 _WARM = (0.09, 0.015, -0.09)  # direction of the tint, sRGB
 
 # Which noise channel drives which parameter.
-_CHANNEL = {"horizon": 0, "tint": 1, "light": 2, "object_x": 3, "object_size": 4, "time": 5}
+_CHANNEL = {"horizon": 0, "tint": 1, "light": 2, "time": 3}
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,12 @@ def build_scenes(words: Sequence[Words], uniforms: dict[str, Tensor]) -> Scenes:
     colors = torch.stack([palette(t, w.ground) for t, w in zip(times, words, strict=True)])
     low, high = HORIZON_RANGE
     light = 0.92 + 0.16 * uniforms["light"]
+    place = torch.tensor([_OBJECT_PLACE[w.object] for w in words])
     tint = (2 * uniforms["tint"] - 1)[:, None] * torch.tensor(_WARM)
     return Scenes(
         horizon=low + (high - low) * uniforms["horizon"],
-        object_x=0.2 + 0.6 * uniforms["object_x"],
-        object_size=0.2 + 0.14 * uniforms["object_size"],
+        object_x=place[:, 0],
+        object_size=place[:, 1],
         colors=(colors * light[:, None, None] + tint[:, None]).clamp(0, 1),
         object_light=torch.tensor([_OBJECT_LIGHT[t] for t in times]) * light,
         time=torch.tensor([TIMES.index(t) for t in times]),

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false  # ComfyUI is not a package
+# pyright: reportMissingImports=false
 """Training through a ComfyUI model's own weights, without a copy and without leaving a trace.
 
 ComfyUI's nodes run in inference mode, so the weights that its loaders make are inference tensors, which autograd

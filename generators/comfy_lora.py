@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false  # ComfyUI is not a package
+# pyright: reportMissingImports=false
 """Our LoRA in a ComfyUI model: ComfyUI's own trainable weight adapter, applied beside each layer (bypass).
 
 The base weights are never touched, so it works on quantised and offloaded ones and beside the user's own LoRAs.

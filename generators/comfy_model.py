@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false  # ComfyUI is not a package
+# pyright: reportMissingImports=false
 """Any image MODEL that ComfyUI can sample, as a `Generator`: trained through ComfyUI's own sampling code."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false  # ComfyUI is not a package
+# pyright: reportMissingImports=false
 """ComfyUI's own sampling code, one noise level at a time: model sampling, conditioning, guidance, CFG."""
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..tokenizer import critic_tokenizer
 from .common import Checkpoint, Run, cosine, set_learning_rate
 from .critic_data import HEADS, Lesson, make_lesson, make_pool
 
-VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 2600, 800, 9216
+VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 1900, 1400, 9216
 HEAD_WEIGHT = 0.15
 
 
@@ -30,6 +30,7 @@ class CriticWithHeads(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(16 * 128, classes) for name, classes in HEADS.items()})
         self.norm = nn.LayerNorm(16 * 128)
         self.answers = tokenizer.convert_tokens_to_ids(["Yes", "No"])
+        self.end = tokenizer.eos_token_id
         self._seen: Tensor | None = None
         self.model.model.visual.merger.register_forward_hook(self._keep)
 
@@ -43,15 +44,14 @@ class CriticWithHeads(nn.Module):
         losses = [F.cross_entropy(self.heads[n](seen), t) for n, t in lesson.heads.items() if (t >= 0).any()]
         return torch.stack(losses).mean()
 
-    def inputs(self, lesson: Lesson) -> dict[str, Tensor]:
-        def chat(question: str) -> str:
+    def inputs(self, lesson: Lesson, said: list[str]) -> dict[str, Tensor]:
+        def chat(question: str, answer: str) -> str:
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            return self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
+            messages = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(messages, add_generation_prompt=True) + answer
 
         return self.processor(
-            text=[chat(q) for q in lesson.questions],
+            text=[chat(q, a) for q, a in zip(lesson.questions, said, strict=True)],
             images=list(lesson.images),
             do_rescale=False,
             padding=True,
@@ -63,10 +63,10 @@ class CriticWithHeads(nn.Module):
         pixels = self.processor.image_processor(images=list(lesson.images), do_rescale=False, return_tensors="pt")
         self.model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"])
 
-    def answer_log_probs(self, lesson: Lesson) -> Tensor:
-        """log P(Yes), log P(No) after each prompt, [B, 2]."""
-        logits = self.model(**self.inputs(lesson), logits_to_keep=1).logits[:, -1].float()
-        return logits.log_softmax(dim=-1)[:, self.answers]
+    def reply(self, lesson: Lesson, said: list[str]) -> tuple[Tensor, Tensor]:
+        """log P(Yes) and log P(No) after each prompt, [B, 2]; mean −log P(end) after what was `said`."""
+        log_probs = self.model(**self.inputs(lesson, said), logits_to_keep=2).logits.float().log_softmax(dim=-1)
+        return log_probs[:, 0, self.answers], -log_probs[:, 1, self.end].mean()
 
 
 def _optimizers(critic: CriticWithHeads) -> list[torch.optim.Optimizer]:
@@ -107,9 +107,10 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
                 critic.see(lesson)
                 log_probs, loss = None, critic.head_loss(lesson)
             else:
-                log_probs = critic.answer_log_probs(lesson)
+                said = ["Yes" if yes > 0.5 else "No" for yes in lesson.yes.tolist()]
+                log_probs, end_loss = critic.reply(lesson, said)
                 target = torch.stack([lesson.yes, 1 - lesson.yes], dim=1)
-                loss = -(target * log_probs).sum(dim=1).mean() + HEAD_WEIGHT * critic.head_loss(lesson)
+                loss = -(target * log_probs).sum(dim=1).mean() + end_loss + HEAD_WEIGHT * critic.head_loss(lesson)
         loss.backward()
         nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
         for optimizer in optimizers:

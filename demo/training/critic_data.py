@@ -112,27 +112,57 @@ def add_false_horizons(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(rand(count, 1, 1, 1) < 0.35, images + bands, images).clamp(0, 1)
 
 
-def draw_ghosts(images: Tensor, scenes: Scenes, ghosts: list[tuple[float, float] | None]) -> Tensor:
-    """Lets the same scene with its horizon elsewhere shine through: (that horizon, how much of it) for each picture.
+@dataclass(frozen=True)
+class Mixture:
+    """The same scene with something changed, which shows through row by row.
 
-    These are the pictures on the straight way from what is drawn to what is wanted.
+    These are the pictures on the way from what is drawn to what is wanted, and the half-solutions in which a
+    generator could get stuck: its tokens are 16 rows high.
     """
-    chosen = torch.tensor([i for i, ghost in enumerate(ghosts) if ghost is not None], dtype=torch.long)
-    if len(chosen) == 0:
-        return images
-    horizon, amount = torch.tensor([g for g in ghosts if g is not None]).T
-    other = render(replace(scenes.select(chosen), horizon=horizon))
+
+    changes: dict[str, Tensor]  # fields of one scene
+    rows: Tensor  # [112] in [0, 1]: how much of the changed scene is there
+    logit: float  # label of the wholly changed scene
+
+
+def mix(images: Tensor, scenes: Scenes, mixtures: list[Mixture | None]) -> tuple[Tensor, Tensor]:
+    """Draws the mixtures into pictures [B, 3, 112, 112]; also how much of each change can be seen, [B] in [0, 1]."""
+    covered = torch.zeros(len(images))
+    chosen = [i for i, mixture in enumerate(mixtures) if mixture]
+    if not chosen:
+        return images, covered
+    drawn = [m for m in mixtures if m]
+    changed = scenes.select(torch.tensor(chosen))
+    for index, mixture in enumerate(drawn):
+        for name, value in mixture.changes.items():
+            getattr(changed, name)[index] = value
+    other, rows = render(changed), torch.stack([m.rows for m in drawn])
+    difference = (other - images[chosen]).abs().mean(dim=(1, 3))
+    covered[chosen] = (difference * rows).sum(dim=1) / difference.sum(dim=1).clamp(min=1e-6)
     images = images.clone()
-    images[chosen] = torch.lerp(images[chosen], other, amount[:, None, None, None])
-    return images
+    images[chosen] = torch.lerp(images[chosen], other, rows[:, None, :, None])
+    return images, covered
+
+
+def _rows(random: np.random.Generator) -> Tensor:
+    """How much of a mixture is there, row by row: evenly, in the token rows, or on one side of a soft edge."""
+    kind = random.random()
+    if kind < 0.35:
+        return torch.full((IMAGE_SIZE,), float(random.random()))
+    if kind < 0.8:
+        amounts = random.random(7) if random.random() < 0.5 else (random.random(7) < random.random()).astype(float)
+        return torch.from_numpy(amounts).float().repeat_interleave(IMAGE_SIZE // 7)
+    edge, width = random.uniform(0.1, 0.9), random.uniform(0.01, 0.1)
+    y = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE
+    return torch.sigmoid((y - edge) / width * float(random.choice([-1, 1])))
 
 
 def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) -> Lesson:
-    """Draws pictures, overlays and questions; `hardened` puts false horizons into the pictures."""
+    """Draws pictures, overlays and questions; `hardened` puts false horizons and mixtures into the pictures."""
     drawn = pool.batch(generator)
     random = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
     rows = [_exercise(drawn, i, random, hardened) for i in range(len(drawn.images))]
-    images = draw_ghosts(drawn.images.float() / 255, drawn.scenes, [row.ghost for row in rows])
+    images, covered = mix(drawn.images.float() / 255, drawn.scenes, [row.mixture for row in rows])
     if hardened:
         images = add_false_horizons(images, generator)
     images = augment(images, generator)
@@ -144,7 +174,10 @@ def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) 
     )
     heads = {name: torch.tensor([row.heads.get(name, -100) for row in rows]) for name in HEADS}
     questions = [_word(row.question, random) for row in rows]
-    return Lesson(composites, questions, torch.sigmoid(torch.tensor([row.logit for row in rows]).float()), heads)
+    logits = torch.tensor([row.logit for row in rows]).lerp(
+        torch.tensor([row.mixture.logit if row.mixture else 0.0 for row in rows]), covered
+    )
+    return Lesson(composites, questions, torch.sigmoid(logits), heads)
 
 
 HEADS = {"horizon": 56, "line": 56, "distance": 61, "ground": 3, "object": 4, "night": 8, "palette": 16}
@@ -156,7 +189,7 @@ class _Exercise:
     question: str
     logit: float
     heads: dict[str, int]
-    ghost: tuple[float, float] | None = None  # another horizon that shines through, and how much
+    mixture: Mixture | None = None
 
 
 def _word(question: str, random: np.random.Generator) -> str:
@@ -173,21 +206,25 @@ def _exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) 
     heads = {"object": int(scenes.object[i])}
     if scenes.time[i] >= 0:
         heads |= {"ground": int(scenes.ground[i]), "night": min(7, int(drawn.night[i] * 8))}
-    kind = random.random()
-    ghost = None
-    if kind < 0.5 and visible and hardened and random.random() < 0.45:
-        (overlay, question, logit, more), ghost = _ghost_exercise(horizon, random)
-    elif kind < 0.5 and visible:
+    kind, mixture = random.random(), None
+    if hardened and kind < 0.16:
+        overlay, more = None, {}
+        question, logit, mixture = _night_mixture(scenes.select(torch.tensor([i])), random)
+    elif kind < 0.55 and visible:
         overlay, question, logit, more = _horizon_exercise(horizon, random)
-    elif kind < 0.82:
+        if hardened and random.random() < 0.45:
+            mixture = _horizon_mixture(overlay, random)
+            more.pop("distance")
+    elif kind < 0.85:
         overlay, question, logit, more = _palette_exercise(drawn, i, random)
     else:
-        overlay, question, logit, more = None, "", 0.0, {}
-    if visible and ghost is None:
-        heads["horizon"] = int(horizon * 56)
-    if overlay is None or random.random() < 0.12:
-        question, logit = _plain_question(drawn, i, random)
-    return _Exercise(overlay, question, logit, heads | more, ghost)
+        (question, logit), overlay, more = _plain_question(drawn, i, random), None, {}
+    if mixture is None:
+        if visible:
+            heads["horizon"] = int(horizon * 56)
+        if overlay is not None and random.random() < 0.12:
+            question, logit = _plain_question(drawn, i, random)
+    return _Exercise(overlay, question, logit, heads | more, mixture)
 
 
 _Drawn = tuple[overlays.Overlay | None, str, float, dict[str, int]]
@@ -208,16 +245,32 @@ def _horizon_exercise(horizon: float, random: np.random.Generator) -> _Drawn:
     return overlay, str(random.choice(HORIZON)), _alignment_logit(line - horizon), heads
 
 
-def _ghost_exercise(horizon: float, random: np.random.Generator) -> tuple[_Drawn, tuple[float, float]]:
-    """Two horizons at once, most often with the red line on one of them: each counts by how much of it is there."""
-    overlay, question, logit, heads = _horizon_exercise(horizon, random)
+def _horizon_mixture(overlay: overlays.Overlay, random: np.random.Generator) -> Mixture:
+    """A second horizon, most often on the red line."""
     line = overlay.layers[0].position
-    other = float(
-        np.clip(line + random.normal(0, 0.01) if random.random() < 0.7 else random.uniform(0.15, 0.85), 0.1, 0.9)
-    )
-    amount = float(random.random())
-    logit = (1 - amount) * logit + amount * _alignment_logit(line - other)
-    return (overlay, question, logit, {"line": heads["line"]}), (other, amount)
+    near = random.random() < 0.7
+    other = float(np.clip(line + random.normal(0, 0.01) if near else random.uniform(0.15, 0.85), 0.1, 0.9))
+    return Mixture({"horizon": torch.tensor(other)}, _rows(random), _alignment_logit(line - other))
+
+
+def _night_mixture(scene: Scenes, random: np.random.Generator) -> tuple[str, float, Mixture]:
+    """Night in part, or dark colours that are not the night's."""
+    night = palette("night", GROUNDS[int(scene.ground)])
+    if random.random() < 0.6:
+        colors = night
+    else:
+        colors = torch.from_numpy(random.random((4, 3)) * random.uniform(0, 0.4)).float()
+        colors = colors.lerp(night, float(random.random()) * float(random.random() < 0.5))
+    question = str(random.choice(TIME)).format("night")
+    return question, _night_logit(scene), Mixture({"colors": colors}, _rows(random), _night_logit(scene, colors))
+
+
+def _night_logit(scene: Scenes, colors: Tensor | None = None) -> float:
+    """By how far the four colours of one scene are from the night's over the same ground."""
+    colors = scene.colors[0] if colors is None else colors
+    grounds = GROUNDS if int(scene.time) < 0 else (GROUNDS[int(scene.ground)],)
+    distance = min(float((colors - palette("night", g)).abs().mean()) for g in grounds)
+    return LOGIT * (1 - 2 * min(1.0, max(0.0, distance - 0.05) / 0.25))
 
 
 def _alignment_logit(off: float) -> float:
@@ -260,11 +313,10 @@ def _plain_question(drawn: Pool, i: int, random: np.random.Generator) -> tuple[s
     topic = random.random()
     if known and topic < 0.5:
         wanted = "night" if random.random() < 0.7 else str(random.choice(TIMES[:2]))
-        night = float(drawn.night[i])
         if wanted == "night":
-            logit = LOGIT * (2 * night - 1)
+            logit = _night_logit(scenes.select(torch.tensor([i])))
         else:
-            logit = LOGIT * (1 - 2 * night) if TIMES[int(scenes.time[i])] == wanted else -LOGIT
+            logit = LOGIT * (1 - 2 * float(drawn.night[i])) if TIMES[int(scenes.time[i])] == wanted else -LOGIT
         return str(random.choice(TIME)).format(wanted), logit
     if known and topic < 0.75:
         wanted = str(random.choice(GROUNDS))
