@@ -1,0 +1,82 @@
+"""The demo models in ComfyUI against the same models in diffusers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dual_process import demo
+
+pytestmark = pytest.mark.comfyui
+PROMPTS = ["a sunset sky over the sea", "the grass under a night sky with a house"]
+
+
+@pytest.fixture(scope="module")
+def models(comfy):
+    from dual_process.demo.comfy_models import load_models
+
+    with torch.inference_mode():
+        return load_models()
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return demo.load(PROMPTS)[0]
+
+
+def encode(clip, text):
+    import nodes
+
+    with torch.inference_mode():
+        return nodes.CLIPTextEncode().encode(clip, text)[0]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_text_encoders(models, generator, index):
+    ((sequence, extra),) = encode(models[1], PROMPTS[index])
+    assert torch.allclose(sequence[0], generator._prompts.sequence[index], atol=1e-4)
+    assert torch.allclose(extra["pooled_output"][0], generator._prompts.pooled[index], atol=1e-4)
+
+
+def test_unknown_words_and_long_prompts_are_taken(models):
+    ((sequence, _),) = encode(models[1], "a zeppelin over the sea, the sea, the sea, and the sea")
+    assert sequence.shape[1] % 12 == 0
+    assert sequence.isfinite().all()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_ksampler_and_vae_decode_give_the_same_pictures(models, generator, index):
+    import nodes
+
+    model, clip, vae = models
+    cond = encode(clip, PROMPTS[index])
+    with torch.inference_mode():
+        empty = {"samples": torch.zeros(1, 16, 14, 14)}
+        for steps in (1, 4):  # whose noise levels ComfyUI hits exactly
+            (latent,) = nodes.KSampler().sample(model, 5, steps, 1.0, "euler", "simple", cond, cond, empty)
+            (image,) = nodes.VAEDecode().decode(vae, latent)
+            wanted = generator.sample([index], [5], num_inference_steps=steps)[0]
+            assert torch.allclose(image[0].permute(2, 0, 1), wanted, atol=1e-4)  # HWC -> CHW
+
+
+def test_vae_encode_is_that_of_diffusers(models, generator):
+    import nodes
+
+    picture = generator.sample([0], [1])
+    with torch.inference_mode():
+        (latent,) = nodes.VAEEncode().encode(models[2], picture.movedim(1, -1))
+        (image,) = nodes.VAEDecode().decode(models[2], latent)
+    with torch.no_grad():
+        wanted = generator.vae.decode(generator.vae.encode(picture * 2 - 1).latents).sample
+    assert torch.allclose(image.movedim(-1, 1), ((wanted + 1) / 2).clamp(0, 1), atol=1e-4)
+
+
+def test_the_generator_over_them_equals_the_demo_generator(models, generator):
+    from dual_process.generators.comfy_model import ComfyGenerator
+
+    model, clip, vae = models
+    with torch.inference_mode():
+        conds = [encode(clip, p) for p in PROMPTS]
+        ours = ComfyGenerator(model, vae, conds, latent={"samples": torch.zeros(1, 16, 14, 14)}, steps=1)
+        pictures = ours.sample([0, 1], [3, 4])
+    assert torch.allclose(pictures, generator.sample([0, 1], [3, 4]), atol=1e-4)
