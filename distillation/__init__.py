@@ -7,6 +7,7 @@ from .errors import (
     LoraFileError,
     OverlayError,
     RecipeError,
+    StopRequested,
 )
 from .interfaces import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
 from .loop import distill
@@ -32,5 +33,6 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "StepReport",
+    "StopRequested",
     "distill",
 ]

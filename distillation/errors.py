@@ -25,3 +25,7 @@ class GeneratorError(DualProcessError, ValueError):
 
 class LoraFileError(DualProcessError, ValueError):
     """A LoRA or checkpoint file cannot be read, written, or used with this model."""
+
+
+class StopRequested(Exception):
+    """Raised inside a step by a host that stops its models from within; ends the run as `should_stop` would."""

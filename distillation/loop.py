@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .draws import draw_batch
-from .errors import RecipeError
+from .errors import RecipeError, StopRequested
 from .interfaces import Critic, Draw, Estimate, Generator
 from .loss import check_questions, vqa_loss
 from .recipe import Recipe
@@ -72,44 +72,49 @@ def distill(
         infos = {name: c.info for name, c in critics.items()}
         return DistillationResult(generator, infos, recipe, tuple(history), reason, snapshot())
 
-    with generator.training():
-        for step in range(len(history), recipe.train_steps):
-            started = time.perf_counter()
-            if _is_learned(recipe, history):
-                return result("early_stop")
-            optimizer.zero_grad(set_to_none=True)
-            batches = []
-            for micro in range(recipe.gradient_accumulation):
-                if should_stop is not None and should_stop():
-                    return result("interrupted")
-                draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
-                batches.append(_learn_from(generator, critics, recipe, draw))
+    try:
+        with generator.training():
+            for step in range(len(history), recipe.train_steps):
+                started = time.perf_counter()
+                if _is_learned(recipe, history):
+                    return result("early_stop")
+                optimizer.zero_grad(set_to_none=True)
+                batches = []
+                for micro in range(recipe.gradient_accumulation):
+                    if should_stop is not None and should_stop():
+                        return result("interrupted")
+                    draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
+                    batches.append(_learn_from(generator, critics, recipe, draw))
 
-            loss = _mean([b.loss for b in batches])
-            norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise DistillationDiverged(step + 1, "gradient" if math.isfinite(loss) else "loss", result("diverged"))
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(step)
-            optimizer.step()
+                loss = _mean([b.loss for b in batches])
+                norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise DistillationDiverged(
+                        step + 1, "gradient" if math.isfinite(loss) else "loss", result("diverged")
+                    )
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate_at(step)
+                optimizer.step()
 
-            history.append(
-                StepReport(
-                    step=step + 1,
-                    train_steps=recipe.train_steps,
-                    loss=loss,
-                    p_answer=mean_probability(torch.cat([b.log_likelihood for b in batches])),
-                    velocity_distance=_mean([b.velocity_distance for b in batches]),
-                    range_penalty=_mean([b.range_penalty for b in batches]),
-                    grad_norm=norm,
-                    learning_rate=recipe.learning_rate_at(step),
-                    seconds=time.perf_counter() - started,
+                history.append(
+                    StepReport(
+                        step=step + 1,
+                        train_steps=recipe.train_steps,
+                        loss=loss,
+                        p_answer=mean_probability(torch.cat([b.log_likelihood for b in batches])),
+                        velocity_distance=_mean([b.velocity_distance for b in batches]),
+                        range_penalty=_mean([b.range_penalty for b in batches]),
+                        grad_norm=norm,
+                        learning_rate=recipe.learning_rate_at(step),
+                        seconds=time.perf_counter() - started,
+                    )
                 )
-            )
-            if checkpoint_path is not None and (step + 1) % checkpoint_every == 0:
-                snapshot().save(checkpoint_path)
-            if on_step is not None:
-                on_step(history[-1], batches[-1].preview)
+                if checkpoint_path is not None and (step + 1) % checkpoint_every == 0:
+                    snapshot().save(checkpoint_path)
+                if on_step is not None:
+                    on_step(history[-1], batches[-1].preview)
+    except StopRequested:
+        return result("interrupted")
     return result("completed")
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import comfy.ldm.flux.model
 import comfy.model_base
+import comfy.model_management
 import comfy.sample
 import torch
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError
+from ..distillation.errors import GeneratorError, StopRequested
 from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import Draw, Estimate, ModelInfo
 from . import flux_lora
@@ -181,9 +182,15 @@ class ComfyGenerator:
         """While entered, the models are loaded and `estimate` carries gradients; make the backward pass inside, too.
 
         Afterwards every weight, attribute and flag of the MODEL and the VAE is the one that was there before.
+
+        Raises:
+            StopRequested: the user has cancelled ComfyUI's run.
         """
         with self._prepared(grad=True):
-            yield self
+            try:
+                yield self
+            except comfy.model_management.InterruptProcessingException as error:  # raised by any layer of a model
+                raise StopRequested from error
 
     @contextmanager
     def _prepared(self, grad: bool) -> Iterator[Denoiser]:

@@ -11,7 +11,7 @@ from fakes import SIZE, FakeCritic, FakeGenerator, recipe
 from torch.nn import functional as F
 
 from dual_process import overlays
-from dual_process.distillation import DistillationDiverged, LoraFileError, Question, RecipeError, distill
+from dual_process.distillation import DistillationDiverged, LoraFileError, Question, RecipeError, StopRequested, distill
 from dual_process.distillation.draws import draw_batch
 
 LINE = overlays.horizon(0.4, thickness=0.3)
@@ -327,3 +327,19 @@ def test_cosine_schedule_reaches_the_optimizer():
 def test_a_checkpoint_every_no_steps_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="checkpoint_every"):
         distill(FakeGenerator(), FakeCritic(), recipe(), checkpoint_path=tmp_path / "c", checkpoint_every=0)
+
+
+def test_a_host_that_stops_its_model_within_a_step_gets_the_steps_before():
+    generator, reference = FakeGenerator(), FakeGenerator()
+    estimate = generator.estimate
+
+    def interrupted(draw, with_base=False):
+        if generator.estimates == 3:
+            raise StopRequested
+        return estimate(draw, with_base)
+
+    generator.estimate = interrupted
+    result = distill(generator, FakeCritic(), recipe(train_steps=9))
+    assert (result.stop_reason, result.steps) == ("interrupted", 3)
+    wanted = distill(reference, FakeCritic(), recipe(train_steps=9), should_stop=lambda: reference.estimates == 3)
+    assert torch.equal(result.lora_state_dict()["layer.lora_B"], wanted.lora_state_dict()["layer.lora_B"])

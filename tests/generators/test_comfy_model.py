@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_models import SIZE, conditionings, diffusers_generator, write_files
 
-from dual_process.distillation import Draw, GeneratorError
+from dual_process.distillation import Draw, GeneratorError, StopRequested
 from dual_process.generators.diffusers_flux import pack
 
 pytestmark = pytest.mark.comfyui
@@ -202,7 +202,7 @@ def test_the_users_models_come_back_as_they_were(make, models, ksampler):
         with pytest.raises(RuntimeError, match="broken"):
             run(RuntimeError("broken"))
         assert state_of(models) == before
-        with pytest.raises(comfy.model_management.InterruptProcessingException):
+        with pytest.raises(StopRequested):
             run(comfy.model_management.InterruptProcessingException())
         assert state_of(models) == before
     assert not comfy.model_management.in_training
