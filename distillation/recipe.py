@@ -74,7 +74,7 @@ class Recipe:
     train_steps: int = field(default=100, metadata={"help": "Optimiser steps."})
     learning_rate: float = field(default=5e-5, metadata={"help": "AdamW learning rate."})
     lr_schedule: str = field(default="constant", metadata={"help": "'constant' or 'cosine' (decays to 0)."})
-    rank: int = field(default=16, metadata={"help": "LoRA rank."})
+    rank: int = field(default=16, metadata={"help": "LoRA rank: a higher one holds more, in a larger file."})
     lora_alpha: float = field(default=40.0, metadata={"help": "LoRA alpha; the LoRA's scale is alpha / rank."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     batch_size: int = field(default=1, metadata={"help": "Images per backward pass."})

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # see `pythonpath` in pyproject.toml
-
-from server import Server
+from live_server import Server
 
 
 @pytest.fixture(scope="session")

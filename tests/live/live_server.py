@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -124,4 +123,3 @@ class Server:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        shutil.rmtree(self.base / "custom_nodes", ignore_errors=True)  # the link, never what it points to

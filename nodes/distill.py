@@ -1,0 +1,281 @@
+"""Training a LoRA inside the graph."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from .lora_model import COMFYUI, TrainedLora, free_path, save_lora
+from .progress import Progress
+from .questions import field_help
+from .saving import workflow_metadata
+from .types import CATEGORY, Loss, VqaTerms, outside_inference_mode, to_comfy
+
+MAX_PROMPTS = 32
+log = logging.getLogger(__name__)
+
+
+class DistillLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..distillation import Recipe
+
+        def help_of(name: str) -> str:
+            return field_help(Recipe, name)
+
+        return io.Schema(
+            node_id="DualProcessDistillLoRA",
+            display_name="Distill LoRA",
+            category=CATEGORY,
+            description="Trains a LoRA until the critic gives the wanted answers about the model's pictures. The "
+            "model itself is not changed. Cancel keeps what was trained so far in output/dual_process/interrupted.",
+            search_aliases=["dual process", "train lora", "vlm distillation"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model to teach, with any LoRAs already applied to it."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Autogrow.Input(
+                    "conditionings",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Conditioning.Input("conditioning", tooltip="One training prompt; a new socket appears."),
+                        prefix="conditioning",
+                        min=1,
+                        max=MAX_PROMPTS,
+                    ),
+                    tooltip="Training prompts: one socket each. More of them make a LoRA that holds for new prompts.",
+                ),
+                io.Latent.Input("latent", tooltip="An empty latent: its size is the size of the training pictures."),
+                Loss.Input("loss", tooltip="What the critic is asked, from VQA Loss."),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Negative prompt; needed only where cfg is not 1."
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True, tooltip="Noise levels to use instead of steps and scheduler, the last 0."
+                ),
+                io.Int.Input("train_steps", default=100, min=1, max=100_000, tooltip=help_of("train_steps")),
+                io.Float.Input(
+                    "learning_rate",
+                    default=5e-5,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip=f"{help_of('learning_rate')} 5e-5 suits Flux; the demo models take 5e-4.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip=help_of("seed"),
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=help_of("batch_size")),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=200,
+                    tooltip="Sampler steps of a whole picture, of which a random one is trained. 1 to 4 for Flux "
+                    "schnell, 20 to 28 for Flux dev.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="simple",
+                    tooltip="How the sampler's noise levels are spread, as in KSampler.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance scale; 1 for distilled models such as Flux.",
+                ),
+                io.Int.Input("rank", default=16, min=1, max=512, advanced=True, tooltip=help_of("rank")),
+                io.Float.Input(
+                    "lora_alpha",
+                    default=40.0,
+                    min=0.01,
+                    max=4096.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip=help_of("lora_alpha"),
+                ),
+                io.Combo.Input(
+                    "lr_schedule",
+                    options=["constant", "cosine"],
+                    advanced=True,
+                    tooltip=f"Learning-rate schedule: {help_of('lr_schedule')}",
+                ),
+                io.Int.Input(
+                    "gradient_accumulation",
+                    default=1,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip=help_of("gradient_accumulation"),
+                ),
+                io.Float.Input(
+                    "velocity_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip=f"{help_of('velocity_weight')} 0.5 to 1 guards against fooling the critic.",
+                ),
+                io.Float.Input(
+                    "range_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip=help_of("range_weight"),
+                ),
+                io.Float.Input(
+                    "max_grad_norm",
+                    default=1.0,
+                    min=0.001,
+                    max=1000.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip=help_of("max_grad_norm"),
+                ),
+                io.Float.Input(
+                    "stop_probability",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Stop early when P(answer) of every question is above this for five steps in a row; 1 "
+                    "never stops early.",
+                ),
+                io.Combo.Input(
+                    "timesteps",
+                    options=["sampler", "renoise"],
+                    advanced=True,
+                    tooltip=f"Which noise level is trained: {help_of('timesteps')}",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=True,
+                    advanced=True,
+                    tooltip="Compute each block again in the backward pass: much less memory, a third more time, the "
+                    "same result. Flux models only; others train without it.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="The trained LoRA: to Save Distilled LoRA or Load LoRA Model."
+                ),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step in nats, for Plot Loss Graph."),
+                io.Image.Output(display_name="before", tooltip="A picture of each prompt without the LoRA."),
+                io.Image.Output(display_name="after", tooltip="The same prompts and noise with the LoRA."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        conditionings: dict[str, Any],
+        latent: dict[str, Any],
+        loss: VqaTerms,
+        steps: int,
+        scheduler: str,
+        cfg: float,
+        gradient_checkpointing: bool,
+        negative: Any = None,
+        sigmas: Tensor | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from ..generators.comfy_model import ComfyGenerator
+
+        prompts = [c for c in conditionings.values() if c is not None]
+        with outside_inference_mode(grad=True):
+            critics, recipe = make_recipe(loss, settings)
+            generator = ComfyGenerator(
+                model,
+                vae,
+                prompts,
+                latent=latent,
+                negative=negative,
+                cfg=cfg,
+                steps=steps,
+                scheduler=scheduler,
+                sigmas=sigmas,
+                gradient_checkpointing=gradient_checkpointing,
+            )
+            seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
+            before = sample_all(generator, seeds, 0.0)
+            result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id))
+            after = sample_all(generator, seeds, 1.0)
+            lora = TrainedLora.of(result, workflow_metadata(cls.hidden))
+        losses = {"loss": [report.loss for report in result.history]}
+        return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after))
+
+
+def make_recipe(loss: VqaTerms, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The critics by name, and the recipe that asks each its own questions."""
+    from ..distillation import Recipe
+
+    critics, questions = {}, []
+    for number, (critic, asked) in enumerate(loss.terms, start=1):
+        name = "default" if number == 1 else f"critic {number}"
+        critics[name] = critic
+        questions += [replace(question, critic=name) for question in asked]
+    if settings["stop_probability"] >= 1:
+        settings = {**settings, "stop_probability": None}
+    return critics, Recipe(questions=tuple(questions), **settings)
+
+
+def sample_all(generator: Any, seeds: list[int], lora_scale: float) -> Tensor:
+    """A picture of every prompt, [P, 3, H, W]; one at a time, to need no more memory than a training step."""
+    import torch
+
+    return torch.cat([generator.sample([index], [seed], lora_scale=lora_scale) for index, seed in enumerate(seeds)])
+
+
+def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress) -> Any:
+    """The result of a whole run. One that was cancelled or went astray is written down first.
+
+    Raises:
+        InterruptProcessingException: the user cancelled.
+        DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
+    """
+    import comfy.model_management
+
+    from ..distillation import DistillationDiverged, DualProcessError, distill
+
+    try:
+        result = distill(generator, critics, recipe, progress, progress.is_cancelled)
+    except DistillationDiverged as error:
+        raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
+    if result.stop_reason == "interrupted":
+        log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
+        raise comfy.model_management.InterruptProcessingException()
+    return result
+
+
+def keep(result: Any) -> Path:
+    """Writes the LoRA so far, and a checkpoint, under output/dual_process/interrupted; the LoRA's path."""
+    folder = Path(folder_paths.get_output_directory()) / "dual_process" / "interrupted"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = free_path(folder, "lora")
+    result.save_checkpoint(path.with_name(path.name.replace(".safetensors", ".checkpoint.safetensors")))
+    return save_lora(path, TrainedLora.of(result, {}), COMFYUI)
+
+
+NODES = [DistillLoRA]

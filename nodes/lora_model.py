@@ -1,0 +1,58 @@
+"""LORA_MODEL as this pack makes it: the tensors that core nodes expect, and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+DIFFUSERS, COMFYUI = "diffusers", "comfyui"
+
+
+class TrainedLora(dict[str, Tensor]):
+    """The LoRA under ComfyUI's native key names; core's LoraModelLoader and SaveLoRA take it as it is.
+
+    Attributes:
+        diffusers: the same LoRA under diffusers' names, None for architectures without them.
+        metadata: how it was made, for the saved file.
+    """
+
+    def __init__(
+        self, native: dict[str, Tensor], diffusers: dict[str, Tensor] | None, metadata: dict[str, str]
+    ) -> None:
+        super().__init__(native)
+        self.diffusers = diffusers
+        self.metadata = metadata
+
+    @classmethod
+    def of(cls, result: Any, workflow: dict[str, str]) -> TrainedLora:
+        """The LoRA of a `DistillationResult`; `workflow` is added to its metadata."""
+        from ..distillation import GeneratorError
+
+        try:
+            diffusers = result.lora_state_dict(DIFFUSERS)
+        except GeneratorError:
+            diffusers = None
+        return cls(result.lora_state_dict(COMFYUI), diffusers, {**result.metadata("Dual-process LoRA"), **workflow})
+
+
+def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str, str] | None = None) -> Path:
+    """Writes a LORA_MODEL atomically; a plain one, of core's training nodes, goes out as it is.
+
+    Raises:
+        LoraFileError: the file cannot be written.
+    """
+    from ..distillation.tensor_file import write_tensors
+
+    ours = lora if isinstance(lora, TrainedLora) else TrainedLora(lora, None, {"format": "pt"})
+    tensors = ours.diffusers if format == DIFFUSERS and ours.diffusers is not None else dict(ours)
+    metadata = {**ours.metadata, **(extra or {}), "modelspec.title": path.stem}
+    return write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+
+
+def free_path(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
+    """The next numbered file name, `<stem>_00001_<suffix>` or higher, that no file has."""
+    taken = [p.name[len(stem) + 1 :][:5] for p in folder.glob(f"{stem}_?????_*")]
+    number = max((int(t) for t in taken if t.isdigit()), default=0) + 1
+    return folder / f"{stem}_{number:05}_{suffix}"

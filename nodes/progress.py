@@ -1,0 +1,39 @@
+"""What the user sees of a run in the node: a bar, the current picture, loss and P(answer)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from server import PromptServer
+from torchvision.transforms.v2.functional import to_pil_image
+
+PREVIEW_SIZE = 512  # pixels
+
+
+class Progress:
+    """Called after every step; remembers a cancel that ComfyUI reports only once."""
+
+    def __init__(self, recipe: Any, node_id: str | None) -> None:
+        self._overlay = recipe.questions[0].overlay
+        self._bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)
+        self._node_id = node_id
+        self._cancelled = False
+
+    def is_cancelled(self) -> bool:
+        self._cancelled = self._cancelled or comfy.model_management.processing_interrupted()
+        return self._cancelled
+
+    def __call__(self, report: Any, preview: Any) -> None:
+        picture = preview.image[:1].float().cpu()
+        if self._overlay is not None:
+            picture = self._overlay.apply(picture)
+        try:
+            self._bar.update_absolute(report.step, preview=("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
+        except comfy.model_management.InterruptProcessingException:
+            self._cancelled = True
+        probabilities = ", ".join(f"{p:.3f}" for p in report.p_answer)
+        text = f"step {report.step} / {report.train_steps}   loss {report.loss:.3f}   P(answer) {probabilities}"
+        if self._node_id is not None and getattr(PromptServer, "instance", None) is not None:
+            PromptServer.instance.send_progress_text(text, self._node_id)

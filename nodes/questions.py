@@ -1,0 +1,94 @@
+"""What the critic is asked, and how that makes a loss."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+from .types import CATEGORY, Critic, Loss, Overlay, Question, VqaTerms
+
+MAX_QUESTIONS = 16
+
+
+def field_help(owner: Any, name: str) -> str:
+    """The help text of a dataclass field, so that nodes, command line and documentation say the same."""
+    return next(f.metadata["help"] for f in fields(owner) if f.name == name)
+
+
+def question_slots() -> io.Autogrow.TemplatePrefix:
+    return io.Autogrow.TemplatePrefix(
+        Question.Input("question", tooltip="A question from a VLM Question node; a new socket appears for the next."),
+        prefix="question",
+        min=1,
+        max=MAX_QUESTIONS,
+    )
+
+
+class VLMQuestion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..distillation import Question as Asked
+
+        return io.Schema(
+            node_id="DualProcessVLMQuestion",
+            display_name="VLM Question",
+            category=CATEGORY,
+            description="A question for the critic and the answer that is wanted.",
+            search_aliases=["vqa question", "ask"],
+            inputs=[
+                io.String.Input(
+                    "question",
+                    multiline=True,
+                    default="Is the overlaid red line aligned with the horizon of the scene?",
+                    tooltip=f"{field_help(Asked, 'text')} A Yes/No question works best.",
+                ),
+                io.String.Input("answer", default="Yes", tooltip=field_help(Asked, "answer")),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.01,
+                    max=100.0,
+                    step=0.05,
+                    tooltip=f"{field_help(Asked, 'weight')} Only ratios between questions matter.",
+                ),
+                Overlay.Input("overlay", optional=True, tooltip=field_help(Asked, "overlay")),
+            ],
+            outputs=[Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic.")],
+        )
+
+    @classmethod
+    def execute(cls, question: str, answer: str, weight: float, overlay: Any = None) -> io.NodeOutput:
+        from ..distillation import Question as Asked
+
+        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay))
+
+
+class VQALoss(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualProcessVQALoss",
+            display_name="VQA Loss",
+            category=CATEGORY,
+            description="The loss to train on: how unsure a critic is of the wanted answers, −log P(answer), weighted "
+            "over all questions.",
+            search_aliases=["vlm loss", "dual process loss"],
+            inputs=[
+                Critic.Input("critic", tooltip="Who is asked."),
+                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
+                Loss.Input(
+                    "loss", optional=True, tooltip="Another VQA Loss to add to: several critics train together."
+                ),
+            ],
+            outputs=[Loss.Output(display_name="loss", tooltip="For Distill LoRA, or for another VQA Loss.")],
+        )
+
+    @classmethod
+    def execute(cls, critic: Any, questions: dict[str, Any], loss: VqaTerms | None = None) -> io.NodeOutput:
+        asked = tuple(q for q in questions.values() if q is not None)
+        return io.NodeOutput(VqaTerms((*(loss.terms if loss else ()), (critic, asked))))
+
+
+NODES = [VLMQuestion, VQALoss]

@@ -1,0 +1,89 @@
+"""Saving a LoRA where LoraLoader looks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+from torch import Tensor
+
+from .lora_model import COMFYUI, DIFFUSERS, free_path, save_lora
+from .types import CATEGORY
+
+
+class SaveDistilledLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualProcessSaveDistilledLoRA",
+            display_name="Save Distilled LoRA",
+            category=CATEGORY,
+            description="Saves a LoRA into models/loras, where LoraLoader finds it (press R there). Its metadata says "
+            "how it was made. An existing file is never overwritten.",
+            search_aliases=["export lora", "save lora"],
+            is_output_node=True,
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="A LoRA from Distill LoRA, or from core's own training node."),
+                io.String.Input(
+                    "name",
+                    default="dual_process/lora",
+                    tooltip="File name below models/loras, without number and ending; folders with / are made.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=[DIFFUSERS, COMFYUI],
+                    default=DIFFUSERS,
+                    advanced=True,
+                    tooltip="diffusers: reads everywhere (Flux only; other models are saved as comfyui). comfyui: "
+                    "native names, for LoraLoader with bypass.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="The file's name as LoraLoader lists it."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, lora: dict[str, Tensor], name: str, format: str) -> io.NodeOutput:
+        root = Path(folder_paths.get_folder_paths("loras")[0])
+        target = lora_file(root, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path = save_lora(free_path(target.parent, target.name), lora, format, workflow_metadata(cls.hidden))
+        shown = path.relative_to(root).as_posix()
+        return io.NodeOutput(shown, ui={"text": (f"saved as {shown}",)})
+
+
+def lora_file(root: Path, name: str) -> Path:
+    """Where a LoRA called `name` goes; never outside `root`.
+
+    Raises:
+        LoraFileError: the name is empty, absolute, or leads out of the folder.
+    """
+    from ..distillation import LoraFileError
+
+    parts = name.strip().replace("\\", "/").removesuffix(".safetensors").split("/")
+    wrong = [p for p in parts if p in ("", ".", "..") or ":" in p or "\0" in p or p != p.strip()]
+    path = root.joinpath(*parts) if not wrong else root
+    if wrong or not path.resolve().is_relative_to(root.resolve()):
+        raise LoraFileError(
+            f"Expected a name below models/loras such as 'horizon' or 'mine/horizon', got {name!r}. Leave out '..', "
+            "drive letters and a leading '/'."
+        )
+    return path
+
+
+def workflow_metadata(hidden: Any) -> dict[str, str]:
+    """The graph that made something, as ComfyUI writes it into pictures."""
+    found = {}
+    if hidden is not None and hidden.prompt is not None:
+        found["prompt"] = json.dumps(hidden.prompt)
+    for key, value in ((hidden.extra_pnginfo if hidden is not None else None) or {}).items():
+        found[key] = json.dumps(value)
+    return found
+
+
+NODES = [SaveDistilledLoRA]

@@ -1,0 +1,44 @@
+"""Socket types of the pack, and conversions between ComfyUI's tensors and the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+CATEGORY = "dual process"
+
+Critic = io.Custom("DUAL_PROCESS_CRITIC")
+Question = io.Custom("DUAL_PROCESS_QUESTION")
+Overlay = io.Custom("DUAL_PROCESS_OVERLAY")
+Loss = io.Custom("DUAL_PROCESS_LOSS")
+
+
+@dataclass(frozen=True)
+class VqaTerms:
+    """What travels on a LOSS wire: critics, each with the questions it is asked."""
+
+    terms: tuple[tuple[Any, tuple[Any, ...]], ...]  # (critic, questions)
+
+
+@contextmanager
+def outside_inference_mode(grad: bool = False) -> Iterator[None]:
+    """ComfyUI runs nodes in inference mode; what is made or cached inside may take part in training later."""
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+def to_engine(image: Tensor) -> Tensor:
+    """IMAGE [B, H, W, C] -> pictures [B, 3, H, W] in [0, 1]; alpha is dropped."""
+    with outside_inference_mode():
+        return image.clone()[..., :3].movedim(-1, 1).float().clamp(0, 1).contiguous()
+
+
+def to_comfy(pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] -> IMAGE [B, H, W, 3] in [0, 1] on the CPU."""
+    return pictures.detach().movedim(1, -1).float().clamp(0, 1).cpu().contiguous()

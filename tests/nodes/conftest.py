@@ -1,0 +1,66 @@
+"""The pack, loaded as ComfyUI loads a folder of custom_nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from types import ModuleType
+
+import comfyui
+import pytest
+import torch
+
+NAME = "dual_process_pack"
+
+
+@pytest.fixture(scope="session")
+def pack(comfy) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        NAME, comfyui.ROOT / "__init__.py", submodule_search_locations=[str(comfyui.ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def nodes(pack) -> dict[str, type]:
+    """Every node class by its id."""
+
+    async def collect():
+        extension = await pack.comfy_entrypoint()
+        await extension.on_load()
+        return await extension.get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(collect())}
+
+
+@pytest.fixture
+def run(nodes):
+    """Executes a node as ComfyUI does, in inference mode; its outputs."""
+
+    def execute(node_id: str, **inputs):
+        with torch.inference_mode():
+            return nodes["DualProcess" + node_id].EXECUTE_NORMALIZED(**inputs)
+
+    return execute
+
+
+@pytest.fixture(scope="session")
+def demo_models(nodes):
+    """MODEL, CLIP, VAE, CRITIC."""
+    with torch.inference_mode():
+        return nodes["DualProcessLoadDemoModels"].execute().args
+
+
+@pytest.fixture(scope="session")
+def encode(demo_models):
+    def encode_text(text):
+        import nodes as core
+
+        with torch.inference_mode():
+            return core.CLIPTextEncode().encode(demo_models[1], text)[0]
+
+    return encode_text

@@ -1,0 +1,89 @@
+"""What users see of the nodes before they run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import comfyui
+import pytest
+
+pytestmark = pytest.mark.comfyui
+
+# Ids, sockets and widgets as saved workflows know them: by position. Append only.
+INPUTS = {
+    "LoadVLMCritic": ["model", "dtype", "device"],
+    "LoadDemoModels": [],
+    "VLMQuestion": ["question", "answer", "weight", "overlay"],
+    "VQALoss": ["critic", "questions", "loss"],
+    "HorizonOverlay": ["position", "color", "thickness", "overlay"],
+    "PaletteOverlay": ["colors", "height", "overlay"],
+    "ImageOverlay": ["image", "mode", "opacity", "mask", "overlay"],
+    "ApplyOverlay": ["image", "overlay"],
+    "AskVLMCritic": ["critic", "image", "questions", "max_new_tokens"],
+    "DistillLoRA": [
+        *("model", "vae", "conditionings", "latent", "loss", "negative", "sigmas", "train_steps", "learning_rate"),
+        *("seed", "batch_size", "steps", "scheduler", "cfg", "rank", "lora_alpha", "lr_schedule"),
+        *("gradient_accumulation", "velocity_weight", "range_weight", "max_grad_norm", "stop_probability"),
+        *("timesteps", "gradient_checkpointing"),
+    ],
+    "SaveDistilledLoRA": ["lora", "name", "format"],
+}
+
+
+def test_ids_and_inputs_stay_as_saved_workflows_know_them(nodes):
+    found = {i.removeprefix("DualProcess"): [x.id for x in node.GET_SCHEMA().inputs] for i, node in nodes.items()}
+    assert found == INPUTS
+
+
+def test_schemas_are_valid_and_in_one_category(nodes):
+    for node in nodes.values():
+        schema = node.GET_SCHEMA()
+        schema.validate()
+        assert schema.category == "dual process"
+        assert schema.node_id.startswith("DualProcess")
+        assert len(schema.description) > 30
+
+
+def test_every_input_and_output_has_a_tooltip(nodes):
+    counted = 0
+    for node_id, node in nodes.items():
+        schema = node.GET_SCHEMA()
+        for item in [i for x in schema.inputs for i in x.get_all()] + schema.outputs:
+            assert item.tooltip, f"{node_id}: {item.id or item.display_name} has no tooltip"
+            assert len(item.tooltip) > 10
+            counted += 1
+    assert counted > 60
+
+
+def test_every_node_has_a_help_page_that_names_its_sockets(nodes):
+    for node_id, node in nodes.items():
+        page = (comfyui.ROOT / "web" / "docs" / f"{node_id}.md").read_text()
+        schema = node.GET_SCHEMA()
+        missing = [x.id for x in schema.inputs if f"`{x.id}`" not in page]
+        missing += [x.display_name for x in schema.outputs if f"`{x.display_name}`" not in page]
+        assert not missing, f"{node_id}: its help page leaves out {missing}"
+
+
+def test_the_pack_adds_less_than_a_second_of_imports(comfy):
+    code = f"""
+import asyncio, importlib.util, json, sys, time
+sys.path.insert(0, {str(comfyui.folder())!r}); sys.argv = ["main.py", "--cpu"]
+import comfy.options; comfy.options.enable_args_parsing()
+import comfy.sd, nodes, server, comfy_api.latest, comfy_extras.nodes_train
+before, started = set(sys.modules), time.process_time()
+spec = importlib.util.spec_from_file_location("pack", {str(comfyui.ROOT / "__init__.py")!r},
+    submodule_search_locations=[{str(comfyui.ROOT)!r}])
+pack = importlib.util.module_from_spec(spec); sys.modules["pack"] = pack; spec.loader.exec_module(pack)
+async def collect():
+    extension = await pack.comfy_entrypoint()
+    return [node.GET_SCHEMA() for node in await extension.get_node_list()]
+asyncio.run(collect())
+new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(json.dumps([time.process_time() - started, sorted(new)]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, new = json.loads(out.stdout.splitlines()[-1])
+    assert not {"diffusers", "peft", "matplotlib", "skimage", "accelerate"} & set(new)
+    assert seconds < 1
