@@ -42,9 +42,10 @@ def preprocess(image_processor: Any, images: Tensor) -> dict[str, Any]:
 
 def keeps_gradient(image_processor: Any) -> bool:
     """Whether the image processor works on tensors; those made for Pillow and numpy have no gradient."""
-    probe = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
     try:
-        pixels = preprocess(image_processor, probe)["pixel_values"]
+        with torch.inference_mode(False), torch.enable_grad():
+            probe = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+            pixels = preprocess(image_processor, probe)["pixel_values"]
     except (RuntimeError, TypeError, ValueError):  # numpy refuses tensors that require gradients
         return False
     return isinstance(pixels, Tensor) and pixels.requires_grad

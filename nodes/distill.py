@@ -265,6 +265,7 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
     if result.stop_reason == "interrupted":
         log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
+        comfy.model_management.interrupt_current_processing(False)
         raise comfy.model_management.InterruptProcessingException()
     return result
 

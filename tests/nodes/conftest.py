@@ -42,8 +42,10 @@ def run(nodes):
     """Executes a node as ComfyUI does, in inference mode; its outputs."""
 
     def execute(node_id: str, **inputs):
+        hidden = {"unique_id": "1", "prompt": {"1": {"class_type": node_id}}, "extra_pnginfo": {"workflow": {}}}
+        node = nodes["DualProcess" + node_id].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
         with torch.inference_mode():
-            return nodes["DualProcess" + node_id].EXECUTE_NORMALIZED(**inputs)
+            return node.EXECUTE_NORMALIZED(**inputs)
 
     return execute
 

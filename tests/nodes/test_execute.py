@@ -1,0 +1,296 @@
+"""The nodes at work in one process, on the demo models, in inference mode."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+pytestmark = pytest.mark.comfyui
+EMPTY = {"samples": torch.zeros(1, 16, 14, 14)}
+QUESTION = "Is the overlaid red line aligned with the horizon of the scene?"
+SETTINGS = {
+    "train_steps": 3,
+    "learning_rate": 5e-4,
+    "seed": 1,
+    "batch_size": 2,
+    "steps": 1,
+    "scheduler": "simple",
+    "cfg": 1.0,
+    "rank": 4,
+    "lora_alpha": 16.0,
+    "lr_schedule": "constant",
+    "gradient_accumulation": 1,
+    "velocity_weight": 0.5,
+    "range_weight": 0.0,
+    "max_grad_norm": 1.0,
+    "stop_probability": 1.0,
+    "timesteps": "sampler",
+    "gradient_checkpointing": True,
+}
+
+
+@pytest.fixture
+def loss(run, demo_models):
+    overlay = run("HorizonOverlay", position=0.3, color="#ff0000", thickness=0.02)[0]
+    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
+    return run("VQALoss", critic=demo_models[3], questions={"question0": question})[0]
+
+
+@pytest.fixture
+def distil(run, demo_models, encode, loss):
+    def execute(**changes):
+        prompts = {
+            f"conditioning{i}": encode(t) for i, t in enumerate(["a day sky over the sea", "a night sky over sand"])
+        }
+        inputs = {
+            "model": demo_models[0],
+            "vae": demo_models[2],
+            "conditionings": prompts,
+            "latent": EMPTY,
+            "loss": loss,
+        }
+        return run("DistillLoRA", **{**inputs, **SETTINGS, **changes})
+
+    return execute
+
+
+def test_distil_gives_lora_losses_and_pictures(distil, run, pack, tmp_path):
+    lora, losses, before, after = distil().args
+    assert before.shape == after.shape == (2, 112, 112, 3)
+    assert not torch.equal(before, after)
+    assert [type(value) for value in losses["loss"]] == [float] * 3
+    assert all(key.startswith("diffusion_model.") for key in lora)
+    assert set(lora.diffusers) == {k for k in lora.diffusers if k.startswith("transformer.")}
+    recipe = json.loads(lora.metadata["dual_process.recipe"])
+    assert recipe["questions"][0]["text"] == QUESTION
+    assert recipe["questions"][0]["overlay"][0]["position"] == 0.3
+    assert (recipe["seed"], recipe["rank"], recipe["train_steps"]) == (1, 4, 3)
+
+
+def test_the_same_seed_gives_the_same_lora_and_another_another(distil):
+    first, second, other = distil()[0], distil()[0], distil(seed=2)[0]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_core_nodes_take_the_lora_and_the_losses(distil, demo_models, encode):
+    import comfy_extras.nodes_train as core_train
+
+    import nodes as core
+
+    lora, losses, _, after = distil().args
+    with torch.inference_mode():
+        core_train.SaveLoRA.execute(lora, "loras/test")
+        core_train.LossGraphNode.execute(losses, "graph")
+        for bypass in (False, True):
+            model = core_train.LoraModelLoader.execute(demo_models[0], lora, 1.0, bypass).result[0]
+            cond = encode("a day sky over the sea")
+            (latent,) = core.KSampler().sample(model, 1, 1, 1.0, "euler", "simple", cond, cond, EMPTY)
+            (image,) = core.VAEDecode().decode(demo_models[2], latent)
+            assert torch.allclose(image[0], after[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["diffusers", "comfyui"])
+def test_saved_lora_is_found_by_lora_loader(distil, run, comfy, demo_models, encode, format):
+    import folder_paths
+
+    import nodes as core
+
+    lora, _, _, after = distil().args
+    names = [run("SaveDistilledLoRA", lora=lora, name=f"mine/{format}", format=format)[0] for _ in range(2)]
+    assert names == [f"mine/{format}_00001_.safetensors", f"mine/{format}_00002_.safetensors"]
+    assert names[0] in folder_paths.get_filename_list("loras")
+    with torch.inference_mode():
+        model, _ = core.LoraLoader().load_lora(demo_models[0], demo_models[1], names[0], 1.0, 1.0)
+        cond = encode("a night sky over sand")
+        (latent,) = core.KSampler().sample(model, 2, 1, 1.0, "euler", "simple", cond, cond, EMPTY)
+        (image,) = core.VAEDecode().decode(demo_models[2], latent)
+    assert torch.allclose(image[0], after[1], atol=1e-4)
+    with safe_open(comfy / "models" / "loras" / names[0], "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.title"] == f"{format}_00001_"
+    assert "dual_process.recipe" in metadata
+
+
+def test_save_takes_the_plain_lora_of_core(run, comfy):
+    plain = {
+        "diffusion_model.x.lora_up.weight": torch.ones(4, 2),
+        "diffusion_model.x.lora_down.weight": torch.ones(2, 4),
+    }
+    name = run("SaveDistilledLoRA", lora=plain, name="plain", format="diffusers")[0]
+    with safe_open(comfy / "models" / "loras" / name, "pt") as file:
+        assert set(file.keys()) == set(plain)
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "C:/x", "", "a//b", "..\\x", "x\0y"])
+def test_save_stays_in_its_folder(run, distil, comfy, name):
+    before = sorted(comfy.rglob("*.safetensors"))
+    with pytest.raises(Exception, match="below models/loras"):
+        run("SaveDistilledLoRA", lora={"a": torch.ones(1)}, name=name, format="diffusers")
+    assert sorted(comfy.rglob("*.safetensors")) == before
+
+
+def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch):
+    base = comfy
+    import comfy.model_management
+    import comfy.utils
+
+    done = []
+
+    def hook(value, total, preview, **_):
+        done.append(value)
+        if value == 2:
+            comfy.model_management.interrupt_current_processing()  # as the server's /interrupt does
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    folder = base / "output" / "dual_process" / "interrupted"
+    before = set(folder.glob("*"))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil(train_steps=50)
+    assert done[-1] == 2
+    assert not comfy.model_management.processing_interrupted()  # the next run is not cancelled, too
+    new = {p for p in folder.glob("*") if p not in before}
+    assert len(new) == 2
+    (lora,) = [p for p in new if "checkpoint" not in p.name]
+    with safe_open(lora, "pt") as file:
+        assert json.loads(file.metadata()["dual_process.history"])["steps"] == 2
+    assert distil()[1]["loss"]
+
+
+def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack):
+    import sys
+
+    loop = sys.modules[f"{pack.__name__}.distillation.loop"]
+    vqa_loss, calls = loop.vqa_loss, []
+
+    def poisoned(*args):
+        calls.append(1)
+        judged = vqa_loss(*args)
+        return judged if len(calls) < 3 else type(judged)(float("nan"), judged.log_likelihood, judged.image_gradient)
+
+    monkeypatch.setattr(loop, "vqa_loss", poisoned)
+    with pytest.raises(Exception, match=r"loss of step 3 is not a finite number.*interrupted.*lora_"):
+        distil(train_steps=9)
+
+
+def test_ask_shows_replies_and_probabilities(run, demo_models, distil):
+    _, _, before, _ = distil().args
+    questions = {
+        f"question{i}": run("VLMQuestion", question=f"Is it {time}?", answer="Yes", weight=1.0)[0]
+        for i, time in enumerate(["day", "night"])
+    }
+    output = run("AskVLMCritic", critic=demo_models[3], image=before, questions=questions, max_new_tokens=4)
+    answers, p_answer, image = output.args
+    assert image.shape == before.shape
+    assert len(answers.splitlines()) == len(p_answer) == 4
+    day_by_day, night_by_day, day_by_night, night_by_night = p_answer
+    assert day_by_day > 0.8 > 0.2 > night_by_day
+    assert night_by_night > 0.8 > 0.2 > day_by_night
+    assert "Is it day? → Yes" in answers.splitlines()[0]
+    assert output.ui["images"]
+    assert output.ui["text"] == (answers,)
+
+
+def test_overlays_stack_and_are_drawn_as_in_training(run, pack):
+    image = torch.full((2, 40, 60, 3), 0.5)
+    line = run("HorizonOverlay", position=0.5, color="#00ff00", thickness=0.1)[0]
+    both = run("PaletteOverlay", colors=["#0000ff", "#ff0000"], height=0.25, overlay=line)[0]
+    drawn = run("ApplyOverlay", image=image, overlay=both)[0]
+    assert torch.allclose(drawn[0, 20, 30], torch.tensor([0.0, 1.0, 0.0]))
+    assert torch.allclose(drawn[1, 38, 10], torch.tensor([0.0, 0.0, 1.0]))
+    assert torch.allclose(drawn[1, 38, 50], torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.allclose(drawn[0, 5, 5], torch.tensor([0.5, 0.5, 0.5]))
+    assert drawn.shape == image.shape
+
+
+def test_image_overlay_with_mask(run):
+    red = torch.zeros(1, 8, 8, 3)
+    red[..., 0] = 1
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    overlay = run("ImageOverlay", image=red, mode="solid", opacity=1.0, mask=mask)[0]
+    drawn = run("ApplyOverlay", image=torch.zeros(1, 16, 16, 3), overlay=overlay)[0]
+    assert drawn[0, 2, 8].tolist() == [1, 0, 0]
+    assert drawn[0, 14, 8].tolist() == [0, 0, 0]
+    with pytest.raises(Exception, match=r"mask of the image's size, 8 × 8 .* got 4 × 6"):
+        run("ImageOverlay", image=red, mode="solid", opacity=1.0, mask=torch.zeros(1, 6, 4))
+
+
+def test_two_loss_nodes_make_two_critics(run, demo_models, loss, pack):
+    from importlib import import_module
+
+    other = run("VLMQuestion", question="Is it night?", answer="No", weight=2.0)[0]
+    both = run("VQALoss", critic=demo_models[3], questions={"question0": other}, loss=loss)[0]
+    critics, recipe = import_module(f"{pack.__name__}.nodes.distill").make_recipe(both, {"stop_probability": 1.0})
+    assert list(critics) == ["default", "critic 2"]
+    assert [(q.critic, q.answer, q.weight) for q in recipe.questions] == [
+        ("default", "Yes", 1.0),
+        ("critic 2", "No", 2.0),
+    ]
+
+
+@pytest.fixture
+def vlm_folder(comfy, demo_models):
+    from dual_process.demo import WEIGHTS
+
+    folder = comfy / "models" / "VLM" / "someone" / "tiny-critic"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.symlink_to(WEIGHTS / "critic")
+    return folder
+
+
+def test_load_vlm_critic_lists_vlms_and_shares_them(run, nodes, comfy, vlm_folder):
+    text_only = comfy / "models" / "LLM" / "text-only"
+    text_only.mkdir(parents=True, exist_ok=True)
+    (text_only / "config.json").write_text('{"model_type": "llama"}')
+    schema = nodes["DualProcessLoadVLMCritic"].define_schema()
+    assert schema.inputs[0].options == ["someone/tiny-critic"]
+    load = {"model": "someone/tiny-critic", "dtype": "auto", "device": "cpu"}
+    first, second = run("LoadVLMCritic", **load)[0], run("LoadVLMCritic", **load)[0]
+    assert first is second
+    assert run("LoadVLMCritic", **{**load, "dtype": "bfloat16"})[0] is not first
+    with pytest.raises(Exception, match="vision-language model below models/VLM"):
+        run("LoadVLMCritic", **{**load, "model": "text-only"})
+
+
+def test_a_critic_loaded_and_asked_in_inference_mode_can_train(run, distil, vlm_folder, demo_models):
+    critic = run("LoadVLMCritic", model="someone/tiny-critic", dtype="auto", device="cpu")[0]
+    overlay = run("HorizonOverlay", position=0.31, color="#ff0000", thickness=0.02)[0]
+    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
+    image = torch.rand(1, 112, 112, 3)
+    run("ApplyOverlay", image=image, overlay=overlay)
+    run("AskVLMCritic", critic=critic, image=image, questions={"question0": question}, max_new_tokens=2)
+    loss = run("VQALoss", critic=critic, questions={"question0": question})[0]
+    assert len(distil(loss=loss)[1]["loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_steps": 0}, "train_steps .* at least 1"),
+        ({"latent": {"samples": torch.ones(1, 4, 8, 8)}}, "LATENT of 16 channels"),
+        ({"cfg": 3.0}, "negative CONDITIONING"),
+        ({"conditionings": {}}, "at least one CONDITIONING"),
+    ],
+)
+def test_bad_input_says_what_to_change(distil, changes, message):
+    with pytest.raises(Exception, match=message):
+        distil(**changes)
+
+
+def test_an_empty_question_is_refused(run):
+    with pytest.raises(Exception, match="question's text"):
+        run("VLMQuestion", question="  ", answer="Yes", weight=1.0)
+
+
+def test_a_vae_of_another_model_is_refused(distil, demo_models):
+    import copy
+
+    vae = copy.copy(demo_models[2])
+    vae.latent_channels = 4
+    with pytest.raises(Exception, match="latents of 16 channels, but the VAE on 4"):
+        distil(vae=vae)
