@@ -157,6 +157,7 @@ def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch):
     (lora,) = [p for p in new if "checkpoint" not in p.name]
     with safe_open(lora, "pt") as file:
         assert json.loads(file.metadata()["dual_process.history"])["steps"] == 2
+    monkeypatch.undo()
     assert distil()[1]["loss"]
 
 
