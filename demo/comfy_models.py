@@ -11,9 +11,10 @@ import comfy.sd
 import comfy.supported_models_base
 import torch
 from comfy import sd1_clip
+from comfy.taesd.taesd import Block
 from comfy.text_encoders.flux import FluxClipModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +33,19 @@ def load_models(folder: Path = WEIGHTS / "pipeline") -> tuple[Any, Any, Any]:
         _weights(folder / "transformer"), model_options={"dtype": torch.float32}, disable_dynamic=True
     )
     vae = comfy.sd.VAE(sd=taesd_weights(_weights(folder / "vae")), dtype=torch.float32)
+    _skip_empty_blocks(vae.first_stage_model)
     return model, _load_clip(folder), vae
+
+
+def _skip_empty_blocks(taesd: nn.Module) -> None:
+    """Saves the time of the blocks that only hand on their input; their weights stay, for VAESave."""
+    for module in taesd.modules():
+        if isinstance(module, Block) and not any(p.any() for p in module.parameters()):
+            module.forward = _hand_on
+
+
+def _hand_on(x: Tensor) -> Tensor:
+    return x
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
