@@ -9,10 +9,13 @@ from pathlib import Path
 import folder_paths
 
 KINDS = ("VLM", "LLM")
+EXAMPLE_LORAS = Path(__file__).parents[1] / "demo" / "loras"
 NONE_FOUND = "(no VLM found: put a model folder into models/VLM)"
 
 
 def register_folders() -> None:
+    """Adds the critics' folders, and one with an example LoRA for the demo models, to those that ComfyUI knows."""
+    folder_paths.add_model_folder_path("loras", str(EXAMPLE_LORAS))
     for kind in KINDS:
         folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
 

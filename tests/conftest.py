@@ -8,8 +8,7 @@ from pathlib import Path
 
 import comfyui
 import pytest
-
-BROWSER = "/usr/bin/chromium"
+from live_server import BROWSER
 
 
 def _missing(marker: str) -> str | None:

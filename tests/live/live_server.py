@@ -16,6 +16,7 @@ from typing import Any
 import comfyui
 
 PACK = "dual-process-image-generation"
+BROWSER = "/usr/bin/chromium"  # Debian's
 
 
 class Server:

@@ -1,0 +1,101 @@
+"""What a user sees: the real frontend in Chromium, from the template dialog to the trained picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfyui
+import pytest
+from live_server import BROWSER, PACK, Server
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+]
+RUNNABLE = ["distill_horizon", "distill_palette", "score_pictures", "use_saved_lora"]
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1900, "height": 1000})
+        page.goto(server.address)
+        page.wait_for_function("window.app && window.app.extensionManager", timeout=60_000)
+        yield page
+        browser.close()
+
+
+def open_template(page: Any, name: str) -> None:
+    """Opens one of the pack's templates as a user does."""
+    from playwright.sync_api import TimeoutError as Late
+
+    dialog = page.get_by_role("dialog")
+    try:
+        dialog.wait_for(timeout=10_000)  # it opens by itself on the very first start
+    except Late:
+        page.get_by_text("Templates", exact=True).first.click()
+    dialog.get_by_text(PACK, exact=True).click()
+    dialog.get_by_text(name, exact=True).first.click()
+    page.wait_for_function("window.app.graph.nodes.length > 5", timeout=30_000)
+
+
+def test_a_user_opens_the_horizon_template_and_trains(server: Server, page: Any, tmp_path: Path) -> None:
+    open_template(page, "distill_horizon")
+    page.evaluate(
+        """() => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistillLoRA');
+        node.widgets.find(w => w.name === 'train_steps').value = 12; }"""
+    )
+    page.evaluate(
+        """() => { window.seen = {previews: 0, texts: 0};
+        window.app.api.addEventListener('b_preview_with_metadata', () => window.seen.previews++);
+        window.app.api.addEventListener('progress_text', () => window.seen.texts++); }"""
+    )
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_function("window.seen.previews > 2 && window.seen.texts > 2", timeout=120_000)
+    page.screenshot(path=tmp_path / "training.png")
+    done = "() => window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs?.length === 6).length === 2"
+    page.wait_for_function(done, timeout=240_000)
+    page.screenshot(path=tmp_path / "trained.png")
+    assert list((server.base / "models" / "loras" / "dual_process").glob("horizon_*.safetensors"))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_demo_template_runs_as_it_is(server: Server, page: Any, name: str) -> None:
+    """Loads the file into the frontend, takes the prompt that Run would send, and runs it; training is cut short."""
+    workflow = json.loads((comfyui.ROOT / "workflows" / f"{name}.json").read_text())
+    page.evaluate("data => window.app.loadGraphData(data)", workflow)
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert len(prompt) >= 10
+    for row in prompt.values():
+        if row["class_type"] == "DualProcessDistillLoRA":
+            row["inputs"]["train_steps"] = 3
+    outputs = server.run(prompt)
+    shown = [key for key, row in prompt.items() if row["class_type"] in ("PreviewImage", "SaveImage", "PreviewAny")]
+    assert shown
+    assert all(outputs[key].get("images") or outputs[key].get("text") for key in shown)
+
+
+def test_the_flux_template_lacks_nothing_but_the_model_files(server: Server, page: Any) -> None:
+    workflow = json.loads((comfyui.ROOT / "workflows" / "distill_horizon_flux_schnell.json").read_text())
+    page.evaluate("data => window.app.loadGraphData(data)", workflow)
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    answer = server.post("/prompt", {"prompt": prompt})
+    errors = [e for row in answer["node_errors"].values() for e in row["errors"]]
+    assert {e["type"] for e in errors} == {"value_not_in_list"}
+    named = {e["extra_info"]["received_value"] for e in errors}
+    assert named == {
+        *("flux1-schnell.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors", "ae.safetensors"),
+        "Qwen2.5-VL-7B-Instruct",
+    }
+
+
+def test_every_template_has_a_thumbnail() -> None:
+    for path in (comfyui.ROOT / "workflows").glob("*.json"):
+        assert path.with_suffix(".jpg").stat().st_size > 1000
