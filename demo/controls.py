@@ -18,6 +18,7 @@ from ..evaluation.measures import brightness, horizon_position, palette_error, p
 from . import questions
 from .world import (
     GROUNDS,
+    OBJECTS,
     TIMES,
     Words,
     caption,
@@ -34,7 +35,7 @@ DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
     *(caption(Words(t, g, "none")) for t in TIMES for g in GROUNDS),
-    *(caption(Words(t, g, "house")) for t, g in zip(TIMES, GROUNDS, strict=True)),
+    *(caption(Words(t, g, o)) for t, g, o in zip(TIMES, GROUNDS, OBJECTS[1:], strict=True)),
 ]
 _HELD_OUT = [caption(Words(t, g, o), 1) for o in ("none", "tree", "ball") for t in TIMES for g in GROUNDS]
 _SILENT = [caption(Words(None, g, o)) for g in GROUNDS for o in ("none", "house")]
@@ -121,7 +122,7 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
 
     return Control(
         name="palette",
-        recipe=_recipe(question, _TRAINED, seed, **changes),
+        recipe=_recipe(question, _TRAINED, seed, **{"velocity_weight": 0.25, **changes}),
         held_out=tuple(_HELD_OUT),
         measure=measure,
         target=Bound("palette_error_ciede2000.mean", "lower", 0.5, relative=True),

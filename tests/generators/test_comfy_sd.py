@@ -109,6 +109,12 @@ def test_gradient_equals_finite_differences_of_the_noise_prediction(generator):
     assert abs(slope) > 0.01
 
 
+def predict(generator, scale=1.0):
+    """The noise that the model predicts at one fixed point."""
+    with generator.training(), torch.no_grad(), generator._scaled(scale):
+        return generator.estimate(Draw((0,), (3,), (0,), None, None, None, None)).prediction
+
+
 def test_lora_loads_back_and_has_no_diffusers_form(generator, models):
     import comfy_extras.nodes_train
 
@@ -116,9 +122,9 @@ def test_lora_loads_back_and_has_no_diffusers_form(generator, models):
     with torch.no_grad():
         for name, parameter in generator.lora_parameters().items():
             if name.endswith("lora_B"):
-                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    wanted = generator.sample([0], [4])
-    assert not torch.allclose(wanted, generator.sample([0], [4], lora_scale=0.0), atol=1e-3)
+                parameter.normal_(std=0.005, generator=torch.Generator().manual_seed(1))
+    wanted = predict(generator)
+    assert float((wanted - predict(generator, 0.0)).abs().max()) > 0.1
     with torch.inference_mode():
         loader = comfy_extras.nodes_train.LoraModelLoader
         patched = loader.execute(models[0], generator.lora_state_dict("comfyui"), 1.0, False).result[0]
@@ -126,6 +132,6 @@ def test_lora_loads_back_and_has_no_diffusers_form(generator, models):
         patched, models[1], [conditioning(1)], latent=EMPTY, negative=conditioning(2), cfg=4.0, steps=3,
         scheduler="normal",
     )  # fmt: skip
-    assert torch.allclose(fresh.sample([0], [4]), wanted, atol=1e-4)
+    assert torch.allclose(predict(fresh), wanted, atol=1e-4 * float(wanted.abs().max()))
     with pytest.raises(GeneratorError, match="'diffusers' for a Flux"):
         generator.lora_state_dict("diffusers")
