@@ -35,7 +35,7 @@ DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
     *(caption(Words(t, g, "none")) for t in TIMES for g in GROUNDS),
-    *(caption(Words(t, g, o)) for t, g, o in zip(TIMES, GROUNDS, OBJECTS[1:], strict=True)),
+    *(caption(Words(t, g, OBJECTS[1 + (i + j) % 3])) for i, t in enumerate(TIMES) for j, g in enumerate(GROUNDS)),
 ]
 _HELD_OUT = [caption(Words(t, g, o), 1) for o in ("none", "tree", "ball") for t in TIMES for g in GROUNDS]
 _SILENT = [caption(Words(None, g, o)) for g in GROUNDS for o in ("none", "house")]
