@@ -82,6 +82,20 @@ def test_reward_hacking_is_called_by_its_name(tmp_path):
     assert "psnr_counterfactual" in run.report["verdict"] or "palette_accuracy" in run.report["verdict"]
 
 
+@pytest.mark.parametrize("name", ["palette", "night"])
+def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name):
+    control = CONTROLS[name]()
+    run = run_control(control, *demo.load(control.prompts), tmp_path)
+    before, after = run.report["before"], run.report["after"]
+    assert run.verdict.outcome == "learned", run.verdict.text
+    assert after["horizon_shift_px"]["median"] < 5
+    assert after["p_answer"] > before["p_answer"] + 0.3
+    if name == "night":
+        assert after["night_share"] > 0.85
+        assert after["brightness"] < before["brightness"] - 0.05
+        assert after["psnr_counterfactual"] > before["psnr_counterfactual"] + 2
+
+
 def test_resuming_on_the_real_generator_is_bit_exact(models, tmp_path):
     generator, critic = models
     recipe = horizon_control(0.3, train_steps=4, batch_size=2).recipe
