@@ -6,13 +6,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import comfy.ldm.flux.model
 import comfy.model_base
 import comfy.model_management
-import comfy.sample
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import Draw, Estimate, ModelInfo
 from . import flux_lora
 from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
+from .comfy_inputs import architecture, check_sigmas, check_vae, file_name, latent_shape, numbers, trainable_model
 from .comfy_lora import ComfyLora, layer_shapes, target_layers, to_native
 from .comfy_sampling import Denoiser, load, make_sigmas
 from .lora import LoraWeights, gaussian_weights
@@ -68,11 +67,11 @@ class ComfyGenerator:
             raise GeneratorError("Expected at least one CONDITIONING: connect a CLIPTextEncode node.")
         if cfg != 1 and negative is None:
             raise GeneratorError(f"A cfg of {cfg:g} needs a negative CONDITIONING: connect one, or set cfg to 1.")
-        self.model, self.vae = _trainable_model(model), vae
+        self.model, self.vae = trainable_model(model), vae
         self._conditionings, self._negative, self._cfg = tuple(conditionings), negative, cfg
-        self._shape = _latent_shape(self.model, latent)
-        _check_vae(self.model, vae)
-        self._sigmas = _check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
+        self._shape = latent_shape(self.model, latent)
+        check_vae(self.model, vae)
+        self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
         self._checkpointing = gradient_checkpointing and self._flux is not None
         if gradient_checkpointing and not self._checkpointing:
@@ -103,8 +102,8 @@ class ComfyGenerator:
         """Name of the model's file, architecture, dtype, and a hash of the base weights, cached."""
         if self._info is None:
             dtype = str(self.model.model_dtype()).removeprefix("torch.")
-            digest = weights_sha256((name, _numbers(p)) for name, p in self._network.named_parameters())
-            self._info = ModelInfo(_file_name(self.model), _architecture(self.model.model), dtype, digest)
+            digest = weights_sha256((name, numbers(p)) for name, p in self._network.named_parameters())
+            self._info = ModelInfo(file_name(self.model), architecture(self.model.model), dtype, digest)
         return self._info
 
     @property
@@ -329,71 +328,3 @@ class ComfyGenerator:
             raise GeneratorError(
                 f"Expected {size} sampler steps from 0 to {self.num_inference_steps - 1}, got {draw.sampler_steps}."
             )
-
-
-def _trainable_model(model: Any) -> Any:
-    if not model.is_dynamic():
-        return model.clone()
-    log.warning(
-        "ComfyUI streams this model's weights on demand (dynamic VRAM), which training cannot follow. A second copy "
-        "of the model is loaded into RAM for training; start ComfyUI with --disable-dynamic-vram to avoid that."
-    )
-    return model.clone(disable_dynamic=True)
-
-
-def _latent_shape(model: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of one latent, [1, C, h, w] or [1, C, 1, h, w]."""
-    samples = comfy.sample.fix_empty_latent_channels(
-        model,
-        torch.zeros_like(latent["samples"][:1]),
-        latent.get("downscale_ratio_spacial"),
-        latent.get("downscale_ratio_temporal"),
-    )
-    wanted = model.get_model_object("latent_format").latent_channels
-    given = latent["samples"].shape
-    empty = torch.count_nonzero(latent["samples"]) == 0
-    if samples.ndim not in (4, 5) or (samples.ndim == 5 and samples.shape[2] != 1):
-        raise GeneratorError(
-            f"Expected a LATENT of one image, [B, C, h, w], got {list(given)}. Use an Empty Latent node."
-        )
-    if samples.shape[1] != wanted or (given[1] != wanted and not empty):
-        raise GeneratorError(
-            f"Expected a LATENT of {wanted} channels for this MODEL, got {list(given)}. Use its Empty Latent."
-        )
-    return tuple(samples.shape)
-
-
-def _check_vae(model: Any, vae: Any) -> None:
-    wanted = model.get_model_object("latent_format").latent_channels
-    if getattr(vae, "first_stage_model", None) is None:
-        raise GeneratorError("Expected a VAE, but this one holds no model: choose another file in its loader.")
-    if vae.latent_channels != wanted:
-        raise GeneratorError(
-            f"The MODEL works on latents of {wanted} channels, but the VAE on {vae.latent_channels}. "
-            "Load the VAE that belongs to the MODEL."
-        )
-
-
-def _check_sigmas(sigmas: Tensor) -> Tensor:
-    sigmas = sigmas.detach().float().cpu().clone()
-    falling = sigmas.ndim == 1 and len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all())
-    if not falling or not bool(torch.isfinite(sigmas).all()) or float(sigmas[-1]) < 0:
-        raise GeneratorError(f"Expected at least two falling SIGMAS, the last one 0, got {sigmas.tolist()}.")
-    return sigmas
-
-
-def _numbers(parameter: Tensor) -> Tensor:
-    """What a hash can read of a parameter: the stored numbers of a quantised one."""
-    return getattr(parameter, "_qdata", parameter)
-
-
-def _file_name(model: Any) -> str:
-    """The name of the file that a core loader has read, else the class of the model."""
-    arguments = (model.cached_patcher_init or (None, ()))[1]
-    return Path(arguments[0]).stem if arguments and isinstance(arguments[0], str) else type(model.model).__name__
-
-
-def _architecture(model: Any) -> str:
-    if type(model) is comfy.model_base.Flux:
-        return "flux-1-dev" if model.diffusion_model.params.guidance_embed else "flux-1-schnell"
-    return type(model).__name__.lower()

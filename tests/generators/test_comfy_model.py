@@ -255,3 +255,36 @@ def test_draws_that_do_not_fit(make):
 def test_an_empty_latent_of_another_model_is_adapted(make):
     generator = make(latent={"samples": torch.zeros(3, 4, 8, 8)})
     assert generator.sample([0], [1]).shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_streamed_model_is_trained_on_a_resident_clone(comfy, caplog):
+    from dual_process.generators.comfy_inputs import trainable_model
+
+    class Streamed:
+        def is_dynamic(self):
+            return True
+
+        def clone(self, disable_dynamic=False):
+            return "resident" if disable_dynamic else "streamed"
+
+    assert trainable_model(Streamed()) == "resident"
+    assert "second copy" in caplog.text
+
+
+def test_quantised_weights_are_borrowed_over_the_same_memory(comfy):
+    from comfy.quant_ops import QuantizedTensor
+
+    from dual_process.generators.comfy_borrow import plain
+
+    with torch.inference_mode():
+        weight = QuantizedTensor.from_float(torch.randn(16, 16), "TensorCoreFP8E4M3Layout")
+    assert weight._qdata.is_inference()
+    borrowed = plain(weight)
+    assert not borrowed._qdata.is_inference()
+    assert borrowed._qdata.data_ptr() == weight._qdata.data_ptr()
+    assert borrowed._params.scale.data_ptr() == weight._params.scale.data_ptr()
+    x = torch.randn(2, 16, requires_grad=True)
+    torch.nn.functional.linear(x, borrowed.dequantize()).sum().backward()
+    with torch.inference_mode():
+        wanted = weight.dequantize().sum(dim=0)
+    assert torch.allclose(x.grad[0], wanted.clone(), atol=1e-6)

@@ -107,6 +107,17 @@ def test_cancel_keeps_the_lora_so_far_and_the_next_run_works(server):
     assert server.run(distil(train_steps=2, seed=6))["after"]["images"]
 
 
+def test_ten_runs_do_not_grow_the_server(server):
+    for seed in range(200, 203):  # until caches and pools are filled
+        server.run(distil(train_steps=2, seed=seed))
+    before = server.resident_bytes()
+    for seed in range(300, 310):
+        server.run(distil(train_steps=2, seed=seed))
+    growth = server.resident_bytes() / before - 1
+    print(f"resident memory of the server grew by {growth:.1%} in ten runs")
+    assert growth < 0.05
+
+
 def test_core_nodes_take_our_outputs(server):
     graph = distil(train_steps=4, seed=9)
     graph["graph"] = node("LossGraphNode", loss=["distil", 1], filename_prefix="loss")

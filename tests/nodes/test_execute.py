@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -70,7 +71,25 @@ def test_distil_gives_lora_losses_and_pictures(distil, run, pack, tmp_path):
     assert (recipe["seed"], recipe["rank"], recipe["train_steps"]) == (1, 4, 3)
 
 
-def test_the_same_seed_gives_the_same_lora_and_another_another(distil):
+def fingerprint(demo_models):
+    """A hash of every weight of MODEL, CLIP and VAE."""
+    model, clip, vae, _ = demo_models
+    digest = hashlib.sha256()
+    for module in (model.model, clip.cond_stage_model, vae.first_stage_model):
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def weights_stay(demo_models):
+    before = fingerprint(demo_models)
+    yield
+    assert fingerprint(demo_models) == before
+
+
+def test_the_same_seed_gives_the_same_lora_and_another_another(distil, weights_stay):
     first, second, other = distil()[0], distil()[0], distil(seed=2)[0]
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -133,7 +152,7 @@ def test_save_stays_in_its_folder(run, distil, comfy, name):
     assert sorted(comfy.rglob("*.safetensors")) == before
 
 
-def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch):
+def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch, weights_stay):
     base = comfy
     import comfy.model_management
     import comfy.utils
@@ -161,7 +180,7 @@ def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch):
     assert distil()[1]["loss"]
 
 
-def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack):
+def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
     import sys
 
     loop = sys.modules[f"{pack.__name__}.distillation.loop"]
