@@ -44,13 +44,13 @@ _HELD_OUT_SILENT = [caption(Words(None, g, o), 1) for o in ("none", "tree", "bal
 
 def _recipe(question: Question, prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {
-        "train_steps": 250,
-        "learning_rate": 4e-4,
+        "train_steps": 200,
+        "learning_rate": 5e-4,
         "lr_schedule": "cosine",
         "lora_alpha": 64.0,
         "batch_size": 4,
         "num_inference_steps": 1,
-        "velocity_weight": 0.4,
+        "velocity_weight": 0.5,
         "range_weight": 1.0,
     }
     return Recipe(questions=(question,), prompts=tuple(prompts), seed=seed, **{**settings, **changes})

@@ -66,7 +66,7 @@ class DistillLoRA(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=False,
-                    tooltip=f"{help_of('learning_rate')} 5e-5 suits Flux; the demo models take 4e-4.",
+                    tooltip=f"{help_of('learning_rate')} 5e-5 suits Flux; the demo models take 5e-4.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -130,7 +130,7 @@ class DistillLoRA(io.ComfyNode):
                     max=1000.0,
                     step=0.05,
                     advanced=True,
-                    tooltip=f"{help_of('velocity_weight')} 0.4 to 1 guards against fooling the critic.",
+                    tooltip=f"{help_of('velocity_weight')} 0.5 to 1 guards against fooling the critic.",
                 ),
                 io.Float.Input(
                     "range_weight",

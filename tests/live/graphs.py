@@ -22,7 +22,7 @@ SETTINGS = {
     "lora_alpha": 64.0,
     "lr_schedule": "cosine",
     "gradient_accumulation": 1,
-    "velocity_weight": 0.4,
+    "velocity_weight": 0.5,
     "range_weight": 1.0,
     "max_grad_norm": 1.0,
     "stop_probability": 1.0,
