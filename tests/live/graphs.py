@@ -12,7 +12,7 @@ TRAINED = [
 HELD_OUT = ["the sea under a day sky", "the sand under a sunset sky with a tree", "the grass under a night sky"]
 SETTINGS = {
     "train_steps": 160,
-    "learning_rate": 4e-4,
+    "learning_rate": 5e-4,
     "seed": 0,
     "batch_size": 4,
     "steps": 1,
