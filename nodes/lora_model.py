@@ -51,8 +51,8 @@ def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str,
     return write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
 
 
-def free_path(folder: Path, stem: str, suffix: str = ".safetensors") -> Path:
-    """The next numbered file name, `<stem>_00001_<suffix>` or higher, that no file has."""
+def free_path(folder: Path, stem: str) -> Path:
+    """The next numbered file name, `<stem>_00001_.safetensors` or higher, that no file has."""
     taken = [p.name[len(stem) + 1 :][:5] for p in folder.glob(f"{stem}_?????_*")]
     number = max((int(t) for t in taken if t.isdigit()), default=0) + 1
-    return folder / f"{stem}_{number:05}_{suffix}"
+    return folder / f"{stem}_{number:05}_.safetensors"
