@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.request
 
+import comfyui
 import numpy as np
 import pytest
 import torch
 from graphs import HELD_OUT, distil, node, pictures
+from live_server import PACK
 from PIL import Image
 from safetensors import safe_open
 
@@ -16,6 +19,15 @@ from dual_process.evaluation.measures import horizon_position
 
 pytestmark = pytest.mark.comfyui
 LINE = 0.3
+
+
+def test_help_pages_and_templates_are_served(server):
+    templates = server.get("/workflow_templates")[PACK]
+    assert set(templates) == {path.stem for path in (comfyui.ROOT / "workflows").glob("*.json")}
+    for page in (comfyui.ROOT / "web" / "docs").glob("*.md"):
+        with urllib.request.urlopen(f"{server.address}/extensions/{PACK}/docs/{page.name}", timeout=30) as answer:
+            assert answer.read() == page.read_bytes()
+    assert "could not be loaded" not in server.log()
 
 
 def load_pictures(server, outputs) -> torch.Tensor:
