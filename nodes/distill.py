@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import comfy.model_management
 import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
@@ -221,7 +222,10 @@ class DistillLoRA(io.ComfyNode):
             seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
             before = sample_all(generator, seeds, 0.0)
             result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id))
-            after = sample_all(generator, seeds, 1.0)
+            try:
+                after = sample_all(generator, seeds, 1.0)
+            except comfy.model_management.InterruptProcessingException:
+                stop(result)
             lora = TrainedLora.of(result, workflow_metadata(cls.hidden))
         losses = {"loss": [report.loss for report in result.history]}
         return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after))
@@ -255,19 +259,22 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
         InterruptProcessingException: the user cancelled.
         DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
     """
-    import comfy.model_management
-
     from ..distillation import DistillationDiverged, DualProcessError, distill
 
     try:
         result = distill(generator, critics, recipe, progress, progress.is_cancelled)
     except DistillationDiverged as error:
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
-    if result.stop_reason == "interrupted":
-        log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
-        comfy.model_management.interrupt_current_processing(False)
-        raise comfy.model_management.InterruptProcessingException()
+    if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step
+        stop(result)
     return result
+
+
+def stop(result: Any) -> NoReturn:
+    """Writes the LoRA so far down, then ends ComfyUI's run, so that nothing partial is cached."""
+    log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
+    comfy.model_management.interrupt_current_processing(False)
+    raise comfy.model_management.InterruptProcessingException()
 
 
 def keep(result: Any) -> Path:

@@ -41,9 +41,10 @@ def _roots() -> list[Path]:
 
 def _is_vlm(config: Path) -> bool:
     try:
-        return "vision_config" in json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(settings, dict) and "vision_config" in settings
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str,
 
 def free_path(folder: Path, stem: str) -> Path:
     """The next numbered file name, `<stem>_00001_.safetensors` or higher, that no file has."""
-    taken = [p.name[len(stem) + 1 :][:5] for p in folder.glob(f"{stem}_?????_*")]
-    number = max((int(t) for t in taken if t.isdigit()), default=0) + 1
+    numbered = re.compile(rf"{re.escape(stem)}_(\d+)_", re.IGNORECASE)  # some file systems know no case
+    taken = [int(found[1]) for path in folder.glob("*") if (found := numbered.match(path.name))]
+    number = max(taken, default=0) + 1
     return folder / f"{stem}_{number:05}_.safetensors"

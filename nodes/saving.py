@@ -51,7 +51,6 @@ class SaveDistilledLoRA(io.ComfyNode):
     def execute(cls, lora: dict[str, Tensor], name: str, format: str) -> io.NodeOutput:
         root = Path(folder_paths.get_folder_paths("loras")[0])
         target = lora_file(root, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
         path = save_lora(free_path(target.parent, target.name), lora, format, workflow_metadata(cls.hidden))
         shown = path.relative_to(root).as_posix()
         return io.NodeOutput(shown, ui={"text": (f"saved as {shown}",)})

@@ -155,6 +155,26 @@ def test_save_stays_in_its_folder(run, distil, comfy, name):
     assert sorted(comfy.rglob("*.safetensors")) == before
 
 
+@pytest.mark.parametrize("name", ["case", "mine/take [1]"])
+def test_save_never_writes_over_a_file(run, comfy, name):
+    stems = [name, name, name.upper() if name == "case" else name]  # some file systems know no case
+    saved = [
+        run("SaveDistilledLoRA", lora={"a": torch.full((1,), i)}, name=n, format="comfyui")[0]
+        for i, n in enumerate(stems)
+    ]
+    assert [n[-len("_00001_.safetensors") :] for n in saved] == [f"_{i:05}_.safetensors" for i in (1, 2, 3)]
+    for i, n in enumerate(saved):
+        with safe_open(comfy / "models" / "loras" / n, "pt") as file:
+            assert file.get_tensor("a").item() == i
+
+
+def test_save_below_a_file_says_so(run):
+    plain = {"a": torch.ones(1)}
+    file = run("SaveDistilledLoRA", lora=plain, name="file", format="comfyui")[0]
+    with pytest.raises(Exception, match=r"Could not write .* choose another folder"):
+        run("SaveDistilledLoRA", lora=plain, name=f"{file}/x", format="comfyui")
+
+
 def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch, weights_stay):
     base = comfy
     import comfy.model_management
@@ -181,6 +201,51 @@ def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch, weights_stay):
         assert json.loads(file.metadata()["dual_process.history"])["steps"] == 2
     monkeypatch.undo()
     assert distil()[1]["loss"]
+
+
+@pytest.fixture
+def kept_steps(comfy):
+    """Steps of the one LoRA that the test has left in the folder of interrupted runs."""
+    folder = comfy / "output" / "dual_process" / "interrupted"
+    before = set(folder.glob("*"))
+
+    def read():
+        (lora,) = [p for p in set(folder.glob("*")) - before if "checkpoint" not in p.name]
+        with safe_open(lora, "pt") as file:
+            return json.loads(file.metadata()["dual_process.history"])["steps"]
+
+    return read
+
+
+def cancel_now(*_, **__):
+    """As the server does: a cancel is raised once, from whatever asks first, and then forgotten."""
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing()
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def test_cancel_during_the_last_step_keeps_the_lora(distil, monkeypatch, kept_steps):
+    import comfy.model_management
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, *_, **__: step == total and cancel_now())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil()
+    assert kept_steps() == 3
+
+
+def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pack, kept_steps):
+    import sys
+
+    import comfy.model_management
+
+    node = sys.modules[f"{pack.__name__}.nodes.distill"]
+    sample_all = node.sample_all
+    monkeypatch.setattr(node, "sample_all", lambda *args: cancel_now() if args[2] else sample_all(*args))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil()
+    assert kept_steps() == 3
 
 
 def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
@@ -270,6 +335,9 @@ def test_load_vlm_critic_lists_vlms_and_shares_them(run, nodes, comfy, vlm_folde
     text_only = comfy / "models" / "LLM" / "text-only"
     text_only.mkdir(parents=True, exist_ok=True)
     (text_only / "config.json").write_text('{"model_type": "llama"}')
+    for name, config in {"number": "5", "text": '"vision_config"', "broken": "{"}.items():
+        (comfy / "models" / "VLM" / name).mkdir(exist_ok=True)
+        (comfy / "models" / "VLM" / name / "config.json").write_text(config)
     schema = nodes["DualProcessLoadVLMCritic"].define_schema()
     assert schema.inputs[0].options == ["someone/tiny-critic"]
     load = {"model": "someone/tiny-critic", "dtype": "auto", "device": "cpu"}
