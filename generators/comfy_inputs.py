@@ -4,28 +4,79 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import comfy.model_base
+import comfy.model_patcher
 import comfy.sample
+import comfy.sampler_helpers
+import comfy.sd
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..distillation.errors import GeneratorError
 
 log = logging.getLogger(__name__)
 
+STREAMED = (
+    "ComfyUI streams this %s's weights on demand (dynamic VRAM), which training cannot follow. A second copy of it "
+    "is made in RAM for training; start ComfyUI with --disable-dynamic-vram to avoid that."
+)
+
 
 def trainable_model(model: Any) -> Any:
-    if not model.is_dynamic():
-        return model.clone()
-    log.warning(
-        "ComfyUI streams this model's weights on demand (dynamic VRAM), which training cannot follow. A second copy "
-        "of the model is loaded into RAM for training; start ComfyUI with --disable-dynamic-vram to avoid that."
+    """A clone over the same weights, or over resident ones where ComfyUI streams them."""
+    streamed = model.is_dynamic()
+    if streamed:
+        if model.cached_patcher_init is None:
+            raise GeneratorError(
+                "ComfyUI streams this MODEL's weights (dynamic VRAM), and its loader cannot load a resident copy for "
+                "training. Use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
+            )
+        log.warning(STREAMED, "MODEL")
+    clone = model.clone(disable_dynamic=True) if streamed else model.clone()
+    _leave_out_wrappers(clone)
+    return clone
+
+
+def _leave_out_wrappers(model: Any) -> None:
+    """Takes out of our clone what belongs to whole sampling runs (caches of steps), and compiled networks.
+
+    Training makes single steps, and its hooks do not reach into a compiled network. Other wrappers stay in force.
+    """
+    by_kind = model.wrappers
+    keys = {key for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE) for key in by_kind.get(kind, {})}
+    if "torch.compile" in by_kind.get(WrappersMP.APPLY_MODEL, {}):
+        keys.add("torch.compile")
+    for key in keys - {None}:
+        log.warning(
+            "Training leaves %r out, which has been applied to the MODEL: it does not work on single steps.", key
+        )
+        for kind in by_kind:
+            model.remove_wrappers_with_key(kind, key)
+
+
+def trainable_vae(vae: Any) -> Any:
+    """The VAE itself, or a resident copy where ComfyUI streams its weights."""
+    if not vae.patcher.is_dynamic():
+        return vae
+    log.warning(STREAMED, "VAE")
+    copy = comfy.sd.VAE(sd=vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
+    copy.patcher = comfy.model_patcher.ModelPatcher(
+        copy.first_stage_model, load_device=vae.device, offload_device=vae.patcher.offload_device
     )
-    return model.clone(disable_dynamic=True)
+    return copy
+
+
+def check_conditionings(conditionings: Sequence[Any]) -> None:
+    if any(comfy.sampler_helpers.cond_has_hooks(conditioning) for conditioning in conditionings):
+        raise GeneratorError(
+            "A CONDITIONING carries hooks (such as a scheduled LoRA), which change the weights between training's "
+            "steps. Apply the LoRA to the MODEL instead."
+        )
 
 
 def latent_shape(model: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
@@ -69,9 +120,12 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
     return sigmas
 
 
-def numbers(parameter: Tensor) -> Tensor:
-    """What a hash can read of a parameter: the stored numbers of a quantised one."""
-    return getattr(parameter, "_qdata", parameter)
+def base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The network's weights without the user's LoRAs, loaded or not; of quantised ones the stored numbers."""
+    for name, parameter in model.model.diffusion_model.named_parameters():
+        backup = model.backup.get(f"diffusion_model.{name}")  # what ComfyUI puts back when it takes LoRAs out
+        weight = parameter if backup is None else backup.weight
+        yield name, getattr(weight, "_qdata", weight)
 
 
 def file_name(model: Any) -> str:

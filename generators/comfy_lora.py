@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.ldm.flux.model
+import comfy.model_management
 import torch
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.lora import LoraDiff
@@ -26,7 +27,8 @@ TARGETS: Mapping[str, str] = {
     "UNetModel": r".*\.transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))",
 }
 ANY_TRANSFORMER = (
-    r"(.*\.)?\w*(blocks|layers)\.\d+\.(.*[._])?(\w*attn\w*|\w*attention\w*|mlp\w*|ff\w*|feed_forward\w*)\..*"
+    r"(.*\.)?\w*(blocks|layers)\.\d+\."
+    r"((.*[._])?(\w*attn\w*|\w*attention\w*|mlp\w*|ff\w*|feed_forward\w*)\..*|linear[12])"  # as in Flux's single blocks
 )
 
 
@@ -71,9 +73,10 @@ class ComfyLora:
     def __init__(self, layers: Mapping[str, nn.Module], weights: LoraWeights) -> None:
         self.rank, self.alpha = weights.rank, weights.alpha
         self._layers = layers
+        device = comfy.model_management.get_torch_device()  # from the start: an optimiser's state must lie there, too
         with torch.inference_mode(False):
             self._adapters = {
-                name: BypassLora((up.clone(), down.clone(), float(weights.alpha), None, None, None))
+                name: BypassLora((up.clone(), down.clone(), float(weights.alpha), None, None, None)).to(device)
                 for name, (down, up) in weights.matrices.items()
             }
 

@@ -19,9 +19,19 @@ from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import Draw, Estimate, ModelInfo
 from . import flux_lora
 from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
-from .comfy_inputs import architecture, check_sigmas, check_vae, file_name, latent_shape, numbers, trainable_model
+from .comfy_inputs import (
+    architecture,
+    base_weights,
+    check_conditionings,
+    check_sigmas,
+    check_vae,
+    file_name,
+    latent_shape,
+    trainable_model,
+    trainable_vae,
+)
 from .comfy_lora import ComfyLora, layer_shapes, target_layers, to_native
-from .comfy_sampling import Denoiser, load, make_sigmas
+from .comfy_sampling import Denoiser, loaded, make_sigmas
 from .lora import LoraWeights, gaussian_weights
 from .noise import draw_noise
 
@@ -67,10 +77,11 @@ class ComfyGenerator:
             raise GeneratorError("Expected at least one CONDITIONING: connect a CLIPTextEncode node.")
         if cfg != 1 and negative is None:
             raise GeneratorError(f"A cfg of {cfg:g} needs a negative CONDITIONING: connect one, or set cfg to 1.")
-        self.model, self.vae = trainable_model(model), vae
         self._conditionings, self._negative, self._cfg = tuple(conditionings), negative, cfg
+        check_conditionings(self._all_conditionings)
+        check_vae(model, vae)
+        self.model, self.vae = trainable_model(model), trainable_vae(vae)
         self._shape = latent_shape(self.model, latent)
-        check_vae(self.model, vae)
         self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
         self._checkpointing = gradient_checkpointing and self._flux is not None
@@ -102,9 +113,13 @@ class ComfyGenerator:
         """Name of the model's file, architecture, dtype, and a hash of the base weights, cached."""
         if self._info is None:
             dtype = str(self.model.model_dtype()).removeprefix("torch.")
-            digest = weights_sha256((name, numbers(p)) for name, p in self._network.named_parameters())
+            digest = weights_sha256(base_weights(self.model))
             self._info = ModelInfo(file_name(self.model), architecture(self.model.model), dtype, digest)
         return self._info
+
+    @property
+    def _all_conditionings(self) -> list[Any]:
+        return [*self._conditionings, *([] if self._negative is None else [self._negative])]
 
     @property
     def _network(self) -> nn.Module:
@@ -196,16 +211,14 @@ class ComfyGenerator:
         if self._denoiser is not None:  # sampling amid training
             yield self._denoiser
             return
-        conditionings = [*self._conditionings, *([] if self._negative is None else [self._negative])]
-        load(self.model, self.vae, conditionings, self._shape)
         with ExitStack() as stack:
+            stack.enter_context(loaded(self.model, self.vae, self._all_conditionings, self._shape))
             stack.enter_context(leave_inference_mode(grad))
             stack.enter_context(trainable_through([self.model.model, self.vae.first_stage_model]))
             stack.enter_context(differentiable(self._network, self._checkpointing))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())
             denoiser = Denoiser(self.model, self._conditionings, self._negative, self._cfg, self._shape, self._sigmas)
-            stack.callback(denoiser.close)
             self._denoiser = denoiser
             try:
                 yield denoiser
@@ -324,6 +337,8 @@ class ComfyGenerator:
         if draw.renoise_times is not None:
             if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:
                 raise GeneratorError(f"Expected {size} renoise times and seeds, one per sample, got {draw}.")
+            if not all(0 < time <= 1 for time in draw.renoise_times):
+                raise GeneratorError(f"Expected renoise times above 0 and up to 1, got {draw.renoise_times}.")
         elif len(draw.sampler_steps) != size or not all(0 <= s < self.num_inference_steps for s in draw.sampler_steps):
             raise GeneratorError(
                 f"Expected {size} sampler steps from 0 to {self.num_inference_steps - 1}, got {draw.sampler_steps}."

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -28,19 +29,26 @@ def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).float().cpu()
 
 
-def load(model: Any, vae: Any, conditionings: Sequence[Any], shape: Sequence[int]) -> None:
-    """Has ComfyUI load the MODEL, what its conditionings need (ControlNets), and the VAE."""
+@contextmanager
+def loaded(model: Any, vae: Any, conditionings: Sequence[Any], shape: Sequence[int]) -> Iterator[None]:
+    """While entered, the MODEL, what its conditionings need (ControlNets) and the VAE are loaded, ready to sample."""
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
-        comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
+        _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
         memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
-        comfy.model_management.load_models_gpu([model, vae.patcher], memory_required=memory)
+        comfy.model_management.load_models_gpu([model, *helpers, vae.patcher], memory_required=memory)
+    try:
+        model.pre_run()
+        yield
+    finally:
+        model.cleanup()
+        comfy.sampler_helpers.cleanup_models(conds, helpers)
 
 
 class Denoiser:
     """Clean estimates of one MODEL for several prompts.
 
-    Make it, and call it, outside inference mode, while the model is loaded.
+    Make it, and call it, outside inference mode, while the model is `loaded`.
 
     Args:
         model: ModelPatcher.
@@ -62,9 +70,9 @@ class Denoiser:
         self.device = model.load_device
         self.sampling = model.get_model_object("model_sampling")
         options = comfy.model_patcher.create_model_options_clone(model.model_options)
+        comfy.sampler_helpers.prepare_model_patcher(model, {}, options)  # brings in the MODEL's wrappers
         comfy.samplers.cast_to_load_options(options, device=self.device, dtype=model.model_dtype())
         options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas.to(self.device)
-        model.pre_run()
         self._model, self._options = model, options
         self._guiders = [self._guider(p, negative, cfg, shape) for p in positives]
 
@@ -112,10 +120,7 @@ class Denoiser:
         """The noise level of a flow-matching time, 1 = pure noise; of other models, that share of their schedule."""
         if isinstance(self.sampling, comfy.model_sampling.CONST):
             return time
-        return float(self.sampling.percent_to_sigma(1 - time))
-
-    def close(self) -> None:
-        self._model.cleanup()
+        return min(float(self.sampling.percent_to_sigma(1 - time)), float(self.sampling.sigma_max))
 
 
 def _plain(value: Any) -> Any:

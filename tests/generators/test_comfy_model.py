@@ -247,6 +247,8 @@ def test_draws_that_do_not_fit(make):
             draw(guidance=3.0),
             draw(height=64),
             draw(num_inference_steps=9),
+            draw((0,), (0,), renoise_times=(1.5,), renoise_seeds=(1,)),
+            draw((0,), (0,), renoise_times=(0.0,), renoise_seeds=(1,)),
         ):
             with pytest.raises(GeneratorError):
                 generator.estimate(wrong)
@@ -255,20 +257,6 @@ def test_draws_that_do_not_fit(make):
 def test_an_empty_latent_of_another_model_is_adapted(make):
     generator = make(latent={"samples": torch.zeros(3, 4, 8, 8)})
     assert generator.sample([0], [1]).shape == (1, 3, SIZE, SIZE)
-
-
-def test_a_streamed_model_is_trained_on_a_resident_clone(comfy, caplog):
-    from dual_process.generators.comfy_inputs import trainable_model
-
-    class Streamed:
-        def is_dynamic(self):
-            return True
-
-        def clone(self, disable_dynamic=False):
-            return "resident" if disable_dynamic else "streamed"
-
-    assert trainable_model(Streamed()) == "resident"
-    assert "second copy" in caplog.text
 
 
 def test_quantised_weights_are_borrowed_over_the_same_memory(comfy):

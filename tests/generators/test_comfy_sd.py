@@ -109,6 +109,15 @@ def test_gradient_equals_finite_differences_of_the_noise_prediction(generator):
     assert abs(slope) > 0.01
 
 
+def test_pure_noise_is_the_models_highest_noise_level(generator, models):
+    sampling = models[0].get_model_object("model_sampling")
+    with generator._prepared(grad=False) as denoiser:
+        levels = [denoiser.sigma_at(time) for time in (1.0, 0.5, 0.01)]
+    assert levels[0] == pytest.approx(float(sampling.sigma_max))
+    assert levels == sorted(levels, reverse=True)
+    assert levels[-1] > 0
+
+
 def predict(generator, scale=1.0):
     """The noise that the model predicts at one fixed point."""
     with generator.training(), torch.no_grad(), generator._scaled(scale):
