@@ -11,42 +11,15 @@ import gc
 import json
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import psutil
 import torch
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import comfyui
-
-MB = 2**20
-
-
-class Peak:
-    """The highest resident memory of this process while entered, sampled every 5 ms."""
-
-    def __enter__(self) -> Peak:
-        self.bytes, self._done = resident(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.is_set():
-            self.bytes = max(self.bytes, resident())
-            time.sleep(0.005)
-
-    def __exit__(self, *_: Any) -> None:
-        self._done.set()
-        self._thread.join()
-
-
-def resident() -> int:
-    return psutil.Process().memory_info().rss
+from peak_memory import MB, Peak, resident
 
 
 def write_flux(path: Path) -> None:

@@ -22,11 +22,17 @@ Asked = tuple[str, str | None]  # a question and, where one is rated, its answer
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Q prompts for images of one size, padded on the left so that all end together.
+class Encoded:
+    """One prompt for images of one size, with all of its answer but the last token: nothing follows that is rated."""
 
-    The last token of an answer is not among the inputs: nothing that follows it is rated.
-    """
+    text_side: dict[str, Tensor]  # what the processor makes of the text: [1, L] or [1, L, …]
+    answer: Tensor  # [A], token ids
+    image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Q prompts for images of one size, padded on the left so that all end together."""
 
     inputs: dict[str, Tensor]  # the processor's text side: [Q, L] or [Q, L, …]
     targets: Tensor  # [Q, A], token ids of the answers, at the right
@@ -34,48 +40,37 @@ class Prompts:
     image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """One prompt."""
-
-    text_side: dict[str, Tensor]  # [1, L] or [1, L, …]
-    image_shapes: dict[str, tuple[int, ...]]
-    answer: Tensor  # [A]
-
-
-def build_prompts(
-    processor: Any, asked: Sequence[Asked], height: int, width: int, device: torch.device | str = "cpu"
-) -> Prompts:
-    """Tokenises questions about one image of height × width pixels.
+def encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> Encoded:
+    """Tokenises a question about an image of height × width pixels, and its answer if there is one.
 
     Raises:
         CriticError: a text that the processor cannot take, or an answer without a token of its own.
     """
-    rows = [_encode(processor, text, answer, height, width) for text, answer in asked]
-    length = max(row.text_side["input_ids"].shape[1] for row in rows)
-    longest = max(len(row.answer) for row in rows)
-    inputs = {}
-    for name in rows[0].text_side:
-        fill = _pad_id(processor.tokenizer) if name == "input_ids" else 0
-        inputs[name] = torch.cat([_pad_left(row.text_side[name], _length(row), length, fill) for row in rows])
-    targets = torch.stack([F.pad(row.answer, (longest - len(row.answer), 0)) for row in rows])
-    is_answer = torch.stack([torch.arange(longest) >= longest - len(row.answer) for row in rows])
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    return Prompts(inputs, targets.to(device), is_answer.to(device), rows[0].image_shapes)
-
-
-def _encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> _Encoded:
     prompt = render_prompt(processor, text)
     text_side, image_side = _tokenize(processor, prompt, height, width)
     if answer is None:
-        return _Encoded(text_side, image_side, torch.zeros(0, dtype=torch.long))
+        return Encoded(text_side, torch.zeros(0, dtype=torch.long), image_side)
     prompt_ids = text_side["input_ids"][0]
     text_side, image_side = _tokenize(processor, render_answered(processor, prompt, text, answer), height, width)
     length = text_side["input_ids"].shape[1]
     answer_ids = _what_differs(prompt_ids, text_side["input_ids"][0])
     _check_answer(processor.tokenizer, answer, answer_ids)
     shortened = {name: v[:, :-1] if _is_sequence(v, length) else v for name, v in text_side.items()}
-    return _Encoded(shortened, image_side, answer_ids)
+    return Encoded(shortened, answer_ids, image_side)
+
+
+def pad(rows: Sequence[Encoded], tokenizer: Any, device: torch.device | str = "cpu") -> Prompts:
+    """Brings prompts to one length."""
+    length = max(row.text_side["input_ids"].shape[1] for row in rows)
+    longest = max(len(row.answer) for row in rows)
+    inputs = {}
+    for name in rows[0].text_side:
+        fill = _pad_id(tokenizer) if name == "input_ids" else 0
+        inputs[name] = torch.cat([_pad_left(row.text_side[name], _length(row), length, fill) for row in rows])
+    targets = torch.stack([F.pad(row.answer, (longest - len(row.answer), 0)) for row in rows])
+    is_answer = torch.stack([torch.arange(longest) >= longest - len(row.answer) for row in rows])
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    return Prompts(inputs, targets.to(device), is_answer.to(device), rows[0].image_shapes)
 
 
 def render_prompt(processor: Any, text: str) -> str:
@@ -134,7 +129,7 @@ def _check_answer(tokenizer: Any, answer: str, ids: Tensor) -> None:
         raise CriticError(f"The critic's tokenizer does not know every word of the answer {answer!r}; use other words.")
 
 
-def _length(row: _Encoded) -> int:
+def _length(row: Encoded) -> int:
     return row.text_side["input_ids"].shape[1]
 
 

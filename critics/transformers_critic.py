@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from ..distillation.errors import CriticError
 from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import AskedQuestion, ModelInfo
+from ..distillation.residency import visiting
+from .checkpointing import checkpointed_layers
 from .loading import (
     check_folder,
     choose_device,
@@ -24,7 +27,8 @@ from .loading import (
     quiet_transformers,
 )
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
-from .prompting import Asked, Prompts, build_prompts
+from .prompting import Asked, Encoded, Prompts, encode, pad
+from .shared_prefix import SharedPrompts, can_share, share, shared_attention
 
 CACHED_PROMPTS = 64  # combinations of questions and image size
 
@@ -35,6 +39,8 @@ def load_critic(
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
     *,
+    offload: bool = False,
+    gradient_checkpointing: bool = False,
     download: bool = False,
     trust_remote_code: bool = False,
 ) -> TransformersCritic:
@@ -45,6 +51,8 @@ def load_critic(
         device: None is cuda if there is one, else cpu.
         dtype: None is bfloat16 on cuda, else float32.
         quantization: None, "8bit" or "4bit" (both need bitsandbytes).
+        offload: whether the weights wait in main memory and come to `device` only while the critic works.
+        gradient_checkpointing: whether the backward pass computes each layer again: less memory, a third more time.
         download: whether a Hugging Face id may be fetched; otherwise only what was fetched before is used.
         trust_remote_code: whether Python code that lies in the model folder may run.
 
@@ -53,25 +61,52 @@ def load_critic(
     """
     chosen = choose_device(device)
     precision = choose_dtype(dtype, chosen)
+    if offload and quantization is not None:
+        raise CriticError(f"Expected no offload with quantization={quantization!r}: such weights cannot be moved.")
     folder = find_folder(path, download)
     with quiet_transformers():
         check_folder(folder, trust_remote_code)
         processor = load_processor(folder, trust_remote_code)
-        model = load_model(folder, chosen, precision, quantization, trust_remote_code)
+        home = torch.device("cpu") if offload else chosen
+        model = load_model(folder, home, precision, quantization, trust_remote_code)
     name = folder.resolve().name if Path(path).is_dir() else str(path)
-    return TransformersCritic(model, processor, name)
+    return TransformersCritic(model, processor, name, device=chosen, gradient_checkpointing=gradient_checkpointing)
 
 
 class TransformersCritic:
-    """A frozen vision-language model with its own chat template and its own image processor."""
+    """A frozen vision-language model with its own chat template and its own image processor.
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
+    Args:
+        model: an image-text-to-text model, frozen and in eval mode.
+        processor: its processor, see `loading.load_processor`.
+        name: what a LoRA's metadata calls it.
+        device: where it computes; None is where the model lies. A model that lies elsewhere comes to this device only
+            while it works.
+        gradient_checkpointing: whether the backward pass computes each layer again.
+
+    Attributes:
+        share_prefix: whether several questions about one image are asked in one sequence (the default), where the
+            model's family allows it; otherwise each question is a row of its own. The values are the same.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        name: str,
+        *,
+        device: torch.device | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self.device = model.device if device is None else device
+        self.share_prefix = True
         self._name = name
+        self._checkpointing = gradient_checkpointing
         self._accepted = inspect.signature(model.forward).parameters
         # Bound to the processor and not to self, so that dropping the critic frees the model at once.
-        self._prompts = lru_cache(maxsize=CACHED_PROMPTS)(partial(build_prompts, processor))
+        self._encode = lru_cache(maxsize=CACHED_PROMPTS)(partial(encode, processor))
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -85,8 +120,16 @@ class TransformersCritic:
             weights_sha256=weights_sha256(self.model.named_parameters()),
         )
 
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """While entered, the weights stay on `device`, wherever they lie otherwise."""
+        with visiting([self.model], self.device):
+            yield
+
     def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
         """log P(answer | image, question): the sum over the answer's tokens, without an end of sequence.
+
+        If the weights lie elsewhere than on `device`, make the backward pass inside `resident()`, too.
 
         Args:
             images: [B, 3, H, W], floats in [0, 1].
@@ -96,16 +139,25 @@ class TransformersCritic:
             [B, Q], float32 (float64 for a float64 model), on the images' device, differentiable in `images`.
 
         Raises:
-            CriticError: images of another shape, dtype or range, no question, an empty one, or an answer that the
-                tokenizer makes nothing of.
+            CriticError: images of another shape, dtype or range, no question, an empty one, one that is longer than
+                the model's context, or an answer that the tokenizer makes nothing of.
         """
         check_images(images)
-        asked = tuple(_check_question(question) for question in questions)
+        asked = [_check_question(question) for question in questions]
         if not asked:
             raise CriticError("Expected at least one question, got none.")
-        prompts = self._prompts(asked, *images.shape[-2:], self.model.device)
-        logits = self._answer_logits(self._inputs(images, prompts), prompts.targets.shape[1])
-        return _sum_log_probability(logits, prompts, len(images)).to(images.device)
+        rows = [self._encoded(text, answer, images) for text, answer in asked]
+        with self.resident(), checkpointed_layers(self.model) if self._checkpointing else nullcontext():
+            shared = self._share(rows)
+            if shared is None:
+                prompts = pad(rows, self.processor.tokenizer, self.device)
+                logits = self._logits(self._inputs(images, prompts), prompts.targets.shape[1])
+                scores = _rate_rows(logits, prompts, len(images))
+            else:
+                with shared_attention(self.model, shared):
+                    logits = self._logits(self._inputs(images, shared), shared.predicting)
+                scores = _rate_shared(logits, shared, len(rows))
+            return scores.to(images.device)
 
     @torch.no_grad()
     def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
@@ -117,27 +169,48 @@ class TransformersCritic:
         check_images(images)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
-        prompts = self._prompts(((_check_text(text), None),), *images.shape[-2:], self.model.device)
-        # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
-        inputs = {name: v for name, v in self._inputs(images, prompts).items() if name in self._accepted}
-        replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        prompts = pad([self._encoded(_check_text(text), None, images)], self.processor.tokenizer, self.device)
+        with self.resident():
+            # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
+            inputs = {name: v for name, v in self._inputs(images, prompts).items() if name in self._accepted}
+            replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new = replies[:, inputs["input_ids"].shape[1] :]
         return [reply.strip() for reply in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    def _inputs(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """Everything that the processor returns, for B · Q pairs: image 0 with each question, image 1 with each …"""
+    def _encoded(self, text: str, answer: str | None, images: Tensor) -> Encoded:
+        row = self._encode(text, answer, *images.shape[-2:])
+        length = row.text_side["input_ids"].shape[1]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise CriticError(
+                f"The question with its image takes {length} tokens, but the critic's context ends at {limit}. Shorten "
+                f"the question {text[:60]!r} or show smaller images than {images.shape[-1]}×{images.shape[-2]}."
+            )
+        return row
+
+    def _share(self, rows: Sequence[Encoded]) -> SharedPrompts | None:
+        """The questions in one sequence, if there are several and the model's family can take them so."""
+        if len(rows) == 1 or not (self.share_prefix and can_share(self.model) and "logits_to_keep" in self._accepted):
+            return None
+        config = self.model.config
+        image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        return share(rows, image_token, self.device)
+
+    def _inputs(self, images: Tensor, prompts: Prompts | SharedPrompts) -> dict[str, Tensor]:
+        """Everything that the processor returns: image 0 with each row of the prompts, image 1 with each …"""
         pixels = preprocess(self.processor.image_processor, images)
         check_shapes(pixels, prompts.image_shapes, len(images))
-        pixels = place(pixels, list(prompts.image_shapes), self.model.device, self.model.dtype)
-        questions = len(prompts.targets)
-        image_side = {name: repeat_each(value, len(images), questions) for name, value in pixels.items()}
+        pixels = place(pixels, list(prompts.image_shapes), self.device, self.model.dtype)
+        rows = len(prompts.inputs["input_ids"])
+        image_side = {name: repeat_each(value, len(images), rows) for name, value in pixels.items()}
         text_side = {name: value.repeat(len(images), *[1] * (value.ndim - 1)) for name, value in prompts.inputs.items()}
         return text_side | image_side
 
-    def _answer_logits(self, inputs: dict[str, Tensor], length: int) -> Tensor:
-        """Logits [B · Q, A, vocabulary] at the positions from which the last `length` tokens are predicted."""
-        keep = {"logits_to_keep": length} if "logits_to_keep" in self._accepted else {}
-        return self.model(**inputs, **keep, use_cache=False).logits[:, -length:]
+    def _logits(self, inputs: dict[str, Tensor], positions: int | Tensor) -> Tensor:
+        """Logits [rows, N, vocabulary] at `positions` [N], or at the last N = `positions`."""
+        keep = {"logits_to_keep": positions} if "logits_to_keep" in self._accepted else {}
+        logits = self.model(**inputs, **keep, use_cache=False).logits
+        return logits[:, -positions:] if isinstance(positions, int) else logits
 
 
 def _check_question(question: AskedQuestion) -> Asked:
@@ -153,10 +226,21 @@ def _check_text(text: str) -> str:
     return text
 
 
-def _sum_log_probability(logits: Tensor, prompts: Prompts, images: int) -> Tensor:
+def _rate_rows(logits: Tensor, prompts: Prompts, images: int) -> Tensor:
     """log P of the answers, [B, Q], from logits [B · Q, A, vocabulary]."""
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    scores = torch.log_softmax(logits, dim=-1, dtype=precise).unflatten(0, (images, -1))  # [B, Q, A, vocabulary]
+    scores = _log_softmax(logits).unflatten(0, (images, -1))  # [B, Q, A, vocabulary]
     targets = prompts.targets.to(logits.device).expand(images, -1, -1)  # [B, Q, A]
     chosen = scores.gather(-1, targets[..., None])[..., 0]
     return chosen.masked_fill(~prompts.is_answer.to(logits.device), 0).sum(dim=-1)
+
+
+def _rate_shared(logits: Tensor, prompts: SharedPrompts, questions: int) -> Tensor:
+    """log P of the answers, [B, Q], from logits [B, T, vocabulary]."""
+    scores = _log_softmax(logits)
+    targets = prompts.targets.to(logits.device).expand(len(logits), -1)
+    chosen = scores.gather(-1, targets[..., None])[..., 0]  # [B, T]
+    return chosen.new_zeros(len(logits), questions).index_add(1, prompts.question.to(logits.device), chosen)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -128,6 +128,15 @@ class Critic(Protocol):
 
 
 @runtime_checkable
+class Resident(Protocol):
+    """A critic whose weights are on its device only while it works."""
+
+    def resident(self) -> AbstractContextManager[Any]:
+        """While entered, the weights are there; the backward pass is made inside, too."""
+        ...
+
+
+@runtime_checkable
 class Overlay(Protocol):
     """A visual prompt."""
 

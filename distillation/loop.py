@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def distill(
     resume_from: str | Path | None = None,
     checkpoint_path: str | Path | None = None,
     checkpoint_every: int = 25,
+    take_turns: bool = False,
 ) -> DistillationResult:
     """Teaches the generator's LoRA what the critics are asked (paper, algorithm 1).
 
@@ -43,6 +45,8 @@ def distill(
         should_stop: asked before every backward pass; True ends the run, its result is the LoRA so far.
         resume_from: a checkpoint of the same recipe and model; the run goes on as if it had never stopped.
         checkpoint_path: where to write a checkpoint every `checkpoint_every` steps, so that a crash loses little.
+        take_turns: whether the generator leaves `training()` while critics are asked, so that one device need not
+            hold both. The generator then makes each picture twice, once without gradient; the result is the same.
 
     Raises:
         RecipeError: the recipe does not fit the generator or the critics.
@@ -73,7 +77,7 @@ def distill(
         return DistillationResult(generator, infos, recipe, tuple(history), reason, snapshot())
 
     try:
-        with generator.training():
+        with nullcontext() if take_turns else generator.training():
             for step in range(len(history), recipe.train_steps):
                 started = time.perf_counter()
                 if _is_learned(recipe, history):
@@ -84,7 +88,7 @@ def distill(
                     if should_stop is not None and should_stop():
                         return result("interrupted")
                     draw = draw_batch(recipe, step, micro * recipe.batch_size, num_prompts, num_steps)
-                    batches.append(_learn_from(generator, critics, recipe, draw))
+                    batches.append(_learn_from(generator, critics, recipe, draw, take_turns))
 
                 loss = _mean([b.loss for b in batches])
                 norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm))
@@ -143,19 +147,27 @@ class _Batch:
     preview: Preview
 
 
-def _learn_from(generator: Generator, critics: Mapping[str, Critic], recipe: Recipe, draw: Draw) -> _Batch:
+def _learn_from(
+    generator: Generator, critics: Mapping[str, Critic], recipe: Recipe, draw: Draw, take_turns: bool
+) -> _Batch:
     """Generates, judges and backpropagates one batch; its gradient is added to the LoRA's, divided by the batches."""
-    estimate = generator.estimate(draw, with_base=recipe.velocity_weight > 0)
-    preview = Preview(estimate.image.detach().clamp(0, 1), draw.prompt_indices)
-    if not torch.isfinite(estimate.image).all():  # no critic could look at it
-        unknown = torch.full((len(estimate.image), len(recipe.questions)), torch.nan)
+    with_base = recipe.velocity_weight > 0
+    turn = generator.training if take_turns else nullcontext
+    with turn(), torch.set_grad_enabled(not take_turns):
+        estimated = generator.estimate(draw, with_base and not take_turns)
+    preview = Preview(estimated.image.detach().clamp(0, 1), draw.prompt_indices)
+    if not torch.isfinite(estimated.image).all():  # no critic could look at it
+        unknown = torch.full((len(estimated.image), len(recipe.questions)), torch.nan)
         return _Batch(math.nan, unknown, 0.0, 0.0, preview)
-    judged = vqa_loss(critics, estimate.image, recipe.questions, draw.prompt_indices)
-    velocity, out_of_range = _penalties(recipe, estimate)
-    # One backward pass through the generator carries the critics' gradient and the penalties'.
-    total = (judged.image_gradient.to(estimate.image) * estimate.image).sum()
-    total = total + recipe.velocity_weight * velocity + recipe.range_weight * out_of_range
-    (total / recipe.gradient_accumulation).backward()
+    judged = vqa_loss(critics, estimated.image, recipe.questions, draw.prompt_indices)
+    with turn():
+        if take_turns:
+            estimated = generator.estimate(draw, with_base)  # the same picture, now with its graph
+        velocity, out_of_range = _penalties(recipe, estimated)
+        # One backward pass through the generator carries the critics' gradient and the penalties'.
+        total = (judged.image_gradient.to(estimated.image) * estimated.image).sum()
+        total = total + recipe.velocity_weight * velocity + recipe.range_weight * out_of_range
+        (total / recipe.gradient_accumulation).backward()
     return _Batch(judged.loss, judged.log_likelihood, float(velocity.detach()), float(out_of_range.detach()), preview)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import RecipeError
-from .interfaces import Critic, Overlay
+from .interfaces import Critic, Overlay, Resident
 from .recipe import Question
 
 
@@ -46,6 +48,8 @@ def vqa_loss(
 ) -> VqaLoss:
     """Weighted mean over questions of −log P(wanted answer | composite, question) (paper, equation 2).
 
+    A question with a contrast counts as −(log P(answer) − log P(contrast)), which is not bounded below.
+
     The image [B, 3, H, W] is cut from the generator's graph; each critic adds its gradient to it, one after the
     other, so that no two critics' graphs, and no generator's, need to be in memory at once. Critics see the image
     clamped to [0, 1]: past saturation there is no gradient.
@@ -60,14 +64,28 @@ def vqa_loss(
             continue
         visible, asked = leaf[rows].clamp(0, 1), weights[rows][:, members]
         composite = visible if overlay is None else overlay.apply(visible)
-        scores = critics[name].log_likelihood(composite, [questions[i] for i in members]).to(leaf)
-        loss = -(torch.where(asked > 0, scores, torch.zeros_like(scores)) * asked).sum() / len(leaf)
-        loss.backward()
+        with _at_hand(critics[name]):
+            scores, objective = _rate(critics[name], composite, [questions[i] for i in members])
+            loss = -(torch.where(asked > 0, objective.to(leaf), 0.0) * asked).sum() / len(leaf)
+            loss.backward()
         total += float(loss.detach())
-        heard = torch.where(asked > 0, scores.detach(), torch.nan).cpu()
+        heard = torch.where(asked > 0, scores.detach().to(leaf), torch.nan).cpu()
         log_likelihood[rows.cpu().nonzero(), torch.tensor(members)] = heard
     assert leaf.grad is not None
     return VqaLoss(total, log_likelihood, leaf.grad)
+
+
+def _rate(critic: Critic, composite: Tensor, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
+    """log P(answer), and what is to grow: the same, or where there is a contrast its lead over it; both [B, Q]."""
+    contrasted = [index for index, question in enumerate(questions) if question.contrast is not None]
+    others = [replace(questions[i], answer=questions[i].contrast or "", contrast=None) for i in contrasted]
+    scores = critic.log_likelihood(composite, [*questions, *others])
+    own, pushed_away = scores[:, : len(questions)], scores[:, len(questions) :]
+    return own, own.index_add(1, torch.tensor(contrasted, dtype=torch.long, device=own.device), -pushed_away)
+
+
+def _at_hand(critic: Critic) -> AbstractContextManager[Any]:
+    return critic.resident() if isinstance(critic, Resident) else nullcontext()
 
 
 def check_questions(questions: Sequence[Question], critics: Mapping[str, Critic], num_prompts: int) -> None:

@@ -38,14 +38,18 @@ class Question:
     prompts: tuple[int, ...] | None = field(
         default=None, metadata={"help": "Indices of the prompts that this question is for; none = all."}
     )
-    contrast: str | None = field(default=None, metadata={"help": "Reserved: an answer to push away."})
+    contrast: str | None = field(
+        default=None, metadata={"help": "An answer to push away: the loss is then −(log P(answer) − log P(contrast))."}
+    )
 
     def __post_init__(self) -> None:
         _check(isinstance(self.text, str) and bool(self.text.strip()), "a question's text", "some text", self.text)
         _check(isinstance(self.answer, str) and bool(self.answer.strip()), "a question's answer", "text", self.answer)
         _check_number("a question's weight", self.weight, above=0)
         _check(isinstance(self.critic, str) and bool(self.critic), "a question's critic", "a name", self.critic)
-        _check(self.contrast is None, "a question's contrast", "nothing (it is reserved)", self.contrast)
+        if self.contrast is not None:
+            other = isinstance(self.contrast, str) and self.contrast.strip() not in ("", str(self.answer).strip())
+            _check(other, "a question's contrast", "text other than the answer", self.contrast)
         if self.prompts is not None:
             _check(_is_list(self.prompts), "a question's prompts", "a list of indices", self.prompts)
             prompts = tuple(self.prompts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..distillation.errors import GeneratorError
 from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import Draw, Estimate, ModelInfo
+from ..distillation.residency import visiting
 from . import flux_lora
 from .lora import AttachedLora, LoraWeights, gaussian_weights, layer_shapes
 from .noise import draw_noise
@@ -94,6 +95,8 @@ class FluxGenerator:
         prompts: encoded on any device.
         name: what a LoRA's metadata calls this model.
         settings: defaults of image size and steps; 512 × 512, 4 steps (schnell) or 28 (dev) where None.
+        device: where it computes, None is where the transformer lies. Weights that lie elsewhere come to this device
+            only inside `training` and `sample`.
 
     Raises:
         GeneratorError: settings or scheduler do not fit Flux.
@@ -107,10 +110,11 @@ class FluxGenerator:
         prompts: FluxPrompts,
         name: str,
         settings: GeneratorSettings | None = None,
+        device: torch.device | None = None,
     ) -> None:
         settings = settings or GeneratorSettings()
         self.transformer, self.vae, self.scheduler = transformer, vae, _check_scheduler(scheduler)
-        self.device, self.dtype = transformer.device, transformer.dtype
+        self.device, self.dtype = device or transformer.device, transformer.dtype
         self._prompts = FluxPrompts(
             prompts.texts,
             prompts.sequence.to(self.device, self.dtype),
@@ -185,7 +189,8 @@ class FluxGenerator:
 
     def _attach(self, weights: LoraWeights) -> None:
         self.remove_lora()
-        self._lora = AttachedLora(self.transformer, weights)
+        with self._here():  # PEFT puts the LoRA where it finds the weights
+            self._lora = AttachedLora(self.transformer, weights)
 
     def remove_lora(self) -> None:
         """Gives back the base model; nothing happens if no LoRA of ours is attached."""
@@ -230,7 +235,7 @@ class FluxGenerator:
 
     @contextmanager
     def training(self) -> Iterator[FluxGenerator]:
-        """While entered, only our LoRA requires gradients; the other requires_grad flags are restored afterwards.
+        """While entered, the weights are on `device`, and only our LoRA requires gradients; restored afterwards.
 
         Make the backward pass inside, too: with gradient checkpointing it runs the model again.
         """
@@ -240,10 +245,14 @@ class FluxGenerator:
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            yield self
+            with self._here():
+                yield self
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+
+    def _here(self) -> AbstractContextManager[None]:
+        return visiting([self.transformer, self.vae], self.device)
 
     # Its pictures
 
@@ -314,9 +323,9 @@ class FluxGenerator:
         steps = self._check_batch(prompt_indices, seeds, num_inference_steps)
         h, w = self._latent_size(height, width)
         conditions = self._conditions(prompt_indices, guidance, h, w)
-        with self._scaled(lora_scale):
+        with self._here(), self._scaled(lora_scale):
             z = self._roll_out(self._noise(seeds, h, w), self._sigmas(steps, h, w), [steps] * len(seeds), conditions)
-        return self._decode(z, h, w).clamp(0, 1)
+            return self._decode(z, h, w).clamp(0, 1)
 
     def _roll_out(self, z: Tensor, sigmas: Tensor, steps: Sequence[int], conditions: Conditions) -> Tensor:
         """Makes the first `steps[b]` Euler steps of sample b; each forward pass holds only those still under way."""

@@ -40,10 +40,11 @@ def from_pipeline(
     if missing:
         raise GeneratorError(f"Expected a whole FluxPipeline, but its {', '.join(missing)} is missing. Load it too.")
     place: torch.device = device or pipeline.transformer.device
-    transformer, vae = (borrow(part, place, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
+    home = torch.device("cpu") if settings.offload else place
+    transformer, vae = (borrow(part, home, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
     encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), place)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
-    return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings)
+    return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings, place)
 
 
 def from_pretrained(
@@ -63,8 +64,9 @@ def from_pretrained(
     encoded = encode_prompts(encoders, prompts, bool(config["guidance_embeds"]), device)
     del encoders
     parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), **{DTYPE: dtype}, **hub)
-    transformer, vae = (part.requires_grad_(False).to(device).eval() for part in (parts.transformer, parts.vae))
-    return FluxGenerator(transformer, vae, parts.scheduler, encoded, Path(source).name, settings)
+    home = torch.device("cpu") if settings.offload else device
+    transformer, vae = (part.requires_grad_(False).to(home).eval() for part in (parts.transformer, parts.vae))
+    return FluxGenerator(transformer, vae, parts.scheduler, encoded, Path(source).name, settings, device)
 
 
 @torch.no_grad()

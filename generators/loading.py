@@ -31,6 +31,7 @@ def load_generator(
     width: int | None = None,
     num_inference_steps: int | None = None,
     gradient_checkpointing: bool = False,
+    offload: bool = False,
     download: bool = False,
 ) -> FluxGenerator:
     """A generator with its prompts encoded; the text encoders do not stay.
@@ -43,13 +44,14 @@ def load_generator(
         height, width: default image size in pixels, multiples of 16; None for 512.
         num_inference_steps: default number of sampler steps; None for 4 (Flux schnell) or 28 (Flux dev).
         gradient_checkpointing: recompute activations in the backward pass: less memory, same gradient.
+        offload: keep the weights in main memory; they come to `device` only while the generator works.
         download: allow the network; otherwise only folders and files already downloaded are read.
 
     Raises:
         GeneratorError: nothing is found there, the pipeline's class is not supported, or an argument does not fit.
     """
     texts = _check_prompts(prompts)
-    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing)
+    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload)
     place = None if device is None else torch.device(device)
     if isinstance(path_or_pipeline, DiffusionPipeline):
         adapter = _adapter(type(path_or_pipeline).__name__)

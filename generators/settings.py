@@ -17,6 +17,9 @@ class GeneratorSettings:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass: less memory, same gradient."}
     )
+    offload: bool = field(
+        default=False, metadata={"help": "Keep the weights in main memory except while the generator works."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_inference_steps"):

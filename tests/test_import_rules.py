@@ -13,7 +13,7 @@ COMFY = {  # modules at the root of ComfyUI; its own "nodes" is not ours
     *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution"),
     *("app", "latent_preview", "node_helpers", "nodes"),
 }
-SHARED = {"interfaces", "errors", "fingerprint", "tensor_file"}  # of distillation, for critics, overlays, generators
+SHARED = {"interfaces", "errors", "fingerprint", "residency", "tensor_file"}  # of distillation, for critics, overlays, generators
 
 
 def imports(source: str, parts: tuple[str, ...]):

@@ -52,6 +52,27 @@ def test_one_call_for_each_critic_and_overlay():
     assert critics["x"].calls == [["d"]]
 
 
+class CriticOfAnswers(FakeCritic):
+    """Has a direction for each answer, too."""
+
+    def log_likelihood(self, images, questions):
+        return super().log_likelihood(images, [Question(q.text + q.answer) for q in questions])
+
+
+def test_a_contrast_is_pushed_away():
+    critic = CriticOfAnswers()
+    questions = [Question("a", "Yes"), Question("b", "Yes", weight=3.0, contrast="No")]
+    image = IMAGE.clone().requires_grad_()
+    lead = log_p("bYes", image) - log_p("bNo", image)
+    joint = -(0.25 * log_p("aYes", image) + 0.75 * lead).mean()
+    joint.backward()
+    result = vqa_loss({"default": critic}, IMAGE, questions, [0, 0])
+    assert result.loss == pytest.approx(joint.item(), rel=1e-6)
+    assert torch.allclose(result.image_gradient, image.grad, atol=1e-7)
+    assert torch.allclose(result.log_likelihood, torch.stack([log_p("aYes", IMAGE), log_p("bYes", IMAGE)], 1))
+    assert critic.calls == [["aYes", "bYes", "bNo"]]  # in one call
+
+
 def test_questions_for_some_prompts():
     questions = [Question("a"), Question("b", prompts=(1,))]
     result = vqa_loss({"default": FakeCritic()}, IMAGE, questions, [0, 1])

@@ -88,7 +88,7 @@ def test_bad_values_are_named(change, message):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"text": " "}, {"text": 3}, {"answer": ""}, {"critic": ""}, {"contrast": "No"}),
+        *({"text": " "}, {"text": 3}, {"answer": ""}, {"critic": ""}, {"contrast": ""}, {"contrast": "Yes"}),
         *({"weight": 0.0}, {"weight": math.nan}, {"weight": True}),
         *({"prompts": ()}, {"prompts": (-1,)}, {"prompts": 3}, {"prompts": "01"}),
     ],
