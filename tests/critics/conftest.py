@@ -1,33 +1,49 @@
-"""Tiny critics of four families, and the naive computations that they are held against."""
+"""Tiny critics of all families, and the naive computations that they are held against."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from tiny_models import FAMILIES
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from dual_process.critics import TransformersCritic, load_critic
 
 # What each family's template makes of a question, written out by hand, and what stands between it and the answer.
-# Gemma's template also writes <bos>, which its tokenizer adds to this.
+# Where the template also writes <bos>, the tokenizer adds it to this.
 PROMPTS = {
     "qwen": (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
     ),
+    "qwen3": "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n",
+    "idefics2": "User:<image>{}<end_of_utterance>\nAssistant:",
     "idefics3": "<|im_start|>User:<image>{}<end_of_utterance>\nAssistant:",
+    "smolvlm": "<|im_start|>User:<image>{}<end_of_utterance>\nAssistant:",
     "llava": "USER: <image>\n{} ASSISTANT:",
+    "pixtral": "[INST][IMG]{}[/INST]",
+    "mistral3": "[INST][IMG]{}[/INST]",
+    "internvl": "<|im_start|>user\n<IMG_CONTEXT>\n{}<|im_end|>\n<|im_start|>assistant\n",
     "gemma3": "<start_of_turn>user\n<start_of_image>{}<end_of_turn>\n<start_of_turn>model\n",
+    "gemma4": "<|turn>user\n\n\n<|image|>\n\n{}<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    "gemma4_e": "<|turn>user\n<|image|>{}<turn|>\n<|turn>model\n",
+    "paligemma": "<image>answer en {}",  # its processor adds "\n"
 }
-GAPS = {"qwen": "", "idefics3": " ", "llava": " ", "gemma3": ""}
+GAPS = dict.fromkeys(PROMPTS, "") | dict.fromkeys(["idefics2", "idefics3", "smolvlm", "llava"], " ")
+TILING = {
+    "idefics2": "do_image_splitting",
+    "idefics3": "do_image_splitting",
+    "smolvlm": "do_image_splitting",
+    "internvl": "crop_to_patches",
+    "gemma3": "do_pan_and_scan",
+}
 
 
 @dataclass(frozen=True)
@@ -42,19 +58,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[1] / "tiny_models.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def folders(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("critics")
-    return {name: write(root / name) for name, write in tiny.FAMILIES.items()}
+    return {name: write(root / name) for name, write in FAMILIES.items()}
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +68,7 @@ def critics(folders: dict[str, Path]) -> dict[str, TransformersCritic]:
     return {name: load_critic(folder, device="cpu") for name, folder in folders.items()}
 
 
-@pytest.fixture(params=["qwen", "idefics3", "llava", "gemma3"])
+@pytest.fixture(params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -86,17 +92,36 @@ class Naive:
     def __init__(self, folder: Path, family: str) -> None:
         self.processor = AutoProcessor.from_pretrained(folder)
         self.processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="torchvision")
+        self.tiling = {TILING[family]: False} if family in TILING else {}
+        for name in self.tiling:
+            setattr(self.processor.image_processor, name, False)  # where Idefics2's processor reads it
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
         self.family = family
 
     def prompt(self, text: str) -> str:
         return PROMPTS[self.family].format(text)
 
-    def inputs(self, image: Any, prompt: str, rescale: bool = False) -> dict[str, Tensor]:
-        options = {"do_rescale": rescale}
-        if self.family == "idefics3":
-            options["do_image_splitting"] = False
-        return dict(self.processor(text=[prompt], images=[[image]], images_kwargs=options, return_tensors="pt"))
+    def inputs(self, image: Any, prompt: str, answered: str = "", rescale: bool = False) -> dict[str, Tensor]:
+        options = {"do_rescale": rescale, **self.tiling}
+        if self.family == "paligemma":
+            return self.inputs_with_suffix(image, prompt, answered, options)
+        text = [prompt + answered]
+        if self.family == "idefics2" and isinstance(image, Tensor):  # its processor opens files and PIL images only
+            stand_in = Image.new("RGB", (image.shape[-1], image.shape[-2]))
+            whole = self.processor(text=text, images=[[stand_in]], return_tensors="pt")
+            return {**whole, **self.processor.image_processor(images=[[image]], return_tensors="pt", **options)}
+        return dict(self.processor(text=text, images=[[image]], images_kwargs=options, return_tensors="pt"))
+
+    def inputs_with_suffix(self, image: Any, prompt: str, answered: str, options: dict[str, Any]) -> dict[str, Tensor]:
+        """Without the labels for training and, behind a suffix, the end of sequence."""
+        whole = self.processor(
+            text=[prompt], images=[[image]], suffix=[answered], images_kwargs=options, return_tensors="pt"
+        )
+        return {
+            name: value if name == "pixel_values" else value[:, :-1]
+            for name, value in whole.items()
+            if name != "labels"
+        }
 
     @torch.no_grad()
     def next_token(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -105,14 +130,14 @@ class Naive:
 
     def log_likelihood(self, image: Tensor, text: str, words: list[str]) -> float:
         """Word by word, each on a fresh pass over all the text before it."""
-        prompt, total = self.prompt(text), 0.0
+        answered, total = "", 0.0
         for word in words:
             gap = GAPS[self.family] if word is words[0] else " "
             token = self.processor.tokenizer.tokenize(gap + word)
             assert len(token) == 1, token
-            scores = self.next_token(self.inputs(image, prompt))
+            scores = self.next_token(self.inputs(image, self.prompt(text), answered))
             total += float(scores[self.processor.tokenizer.convert_tokens_to_ids(token[0])])
-            prompt += gap + word
+            answered += gap + word
         return total
 
     def greedy(self, image: Tensor, text: str, count: int) -> list[int]:
@@ -121,7 +146,8 @@ class Naive:
         while len(tokens) < count and tokens[-1:] != [self.processor.tokenizer.eos_token_id]:
             tokens.append(int(self.next_token(inputs).argmax()))
             for name, value in inputs.items():
-                new = {"input_ids": tokens[-1], "attention_mask": 1}.get(name, 0)
+                in_suffix = name == "token_type_ids" and self.family == "paligemma"
+                new = {"input_ids": tokens[-1], "attention_mask": 1}.get(name, int(in_suffix))
                 if "token_type" in name or name in ("input_ids", "attention_mask"):
                     inputs[name] = torch.cat([value, torch.tensor([[new]])], dim=1)
         return tokens

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from dual_process.critics import load_critic
+from dual_process.critics.prompting import encode
+from dual_process.critics.shared_prefix import can_share
 
 RED = "is the picture red ?"
 LONG = "what color do you see in the picture : red , green , blue ?"
@@ -18,7 +20,9 @@ def test_equals_a_naive_word_by_word_computation(critic, naive, images, ask, wor
     torch.testing.assert_close(ours, torch.tensor(expected), atol=1e-4, rtol=0)
 
 
-def test_mixed_lengths_in_one_batch_equal_one_at_a_time(critic, images, ask):
+@pytest.mark.parametrize("share", [True, False], ids=["one sequence", "rows"])
+def test_mixed_lengths_in_one_batch_equal_one_at_a_time(critic, images, ask, monkeypatch, share):
+    monkeypatch.setattr(critic, "share_prefix", share)
     questions = [ask(RED), ask(LONG, "not sure"), ask("dark ?", "No not at the horizon"), ask(LONG, "Yes")]
     together = critic.log_likelihood(images, questions)
     apart = [[critic.log_likelihood(image[None], [question]) for question in questions] for image in images]
@@ -42,20 +46,27 @@ def test_everything_that_the_processor_returns_reaches_the_model(critic, naive, 
         torch.testing.assert_close(given[name], value, atol=1e-6, rtol=0)
 
 
-def test_images_stay_upright(critic, naive, ask, passed_to_model):
-    down, across = np.linspace(0, 255, 60)[:, None], np.linspace(255, 0, 90)[None]
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60)], ids=["wide", "tall"])
+def test_images_stay_upright(critic, naive, ask, passed_to_model, height, width):
+    down, across = np.linspace(0, 255, height)[:, None], np.linspace(255, 0, width)[None]
     pixels = np.stack(np.broadcast_arrays(down, across, 128), axis=-1).astype(np.uint8)  # HWC
+
+    def expected(pixels):
+        return naive.inputs(Image.fromarray(pixels), naive.prompt(RED), rescale=True)["pixel_values"]
+
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255  # BCHW
-    given = passed_to_model(critic, lambda: critic.log_likelihood(image, [ask(RED)]))
-    expected = naive.inputs(Image.fromarray(pixels), naive.prompt(RED), rescale=True)
+    given = passed_to_model(critic, lambda: critic.log_likelihood(image, [ask(RED)]))["pixel_values"]
     # Pillow's eight-bit resizing rounds; one grey level is 0.015 after normalising.
-    torch.testing.assert_close(given["pixel_values"], expected["pixel_values"], atol=0.03, rtol=0)
+    torch.testing.assert_close(given, expected(pixels), atol=0.03, rtol=0)
+    for turned in (pixels[::-1], pixels[:, ::-1], pixels.transpose(1, 0, 2)):  # and these are told apart
+        other = expected(np.ascontiguousarray(turned))
+        assert other.shape != given.shape or (other - given).abs().max() > 0.5
 
 
-def test_a_space_before_the_answer_is_the_template_s(critics, images, ask):
-    tokenizer = critics["llava"].processor.tokenizer
-    prompts = critics["llava"]._prompts(((RED, "Yes"),), 56, 84, torch.device("cpu"))
-    assert tokenizer.convert_ids_to_tokens(prompts.targets[0]) == ["▁Yes"]  # "ASSISTANT: Yes", not "ASSISTANT:Yes"
+def test_a_space_before_the_answer_is_the_template_s(critics):
+    processor = critics["llava"].processor
+    answer = encode(processor, RED, "Yes", 56, 84).answer
+    assert processor.tokenizer.convert_ids_to_tokens(answer) == ["▁Yes"]  # "ASSISTANT: Yes", not "ASSISTANT:Yes"
 
 
 def test_the_head_sees_answer_positions_only(critic, images, ask):
@@ -63,7 +74,8 @@ def test_the_head_sees_answer_positions_only(critic, images, ask):
     hook = critic.model.lm_head.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[:2])))
     critic.log_likelihood(images, [ask(RED), ask(LONG, "not sure")])
     hook.remove()
-    assert shapes == [(4, 2)]
+    # All three answer tokens in one row for each of two images, or two in each of four rows.
+    assert shapes == [(2, 3) if can_share(critic.model) else (4, 2)]
 
 
 def test_texts_are_tokenised_once(critic, images, ask, monkeypatch):

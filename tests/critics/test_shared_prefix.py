@@ -1,0 +1,85 @@
+"""Several questions in one sequence against each of them in a row of its own."""
+
+import pytest
+import torch
+
+from dual_process.critics.shared_prefix import BIDIRECTIONAL_PROMPTS, can_share
+
+RED, LONG = "is the picture red ?", "what color do you see in the picture : red , green , blue ?"
+
+
+@pytest.fixture
+def questions(ask):
+    """Of several lengths; one asked twice with other answers; one that is the beginning of another."""
+    return [
+        ask(RED),
+        ask(LONG, "not sure"),
+        ask(RED, "No"),
+        ask("is the picture red", "No not at the horizon"),
+        ask(LONG),
+    ]
+
+
+def judged(critic, images, questions):
+    leaf = images.clone().requires_grad_()
+    scores = critic.log_likelihood(leaf, questions)
+    weights = torch.linspace(0.5, 1.5, scores.numel()).reshape(scores.shape)
+    (scores * weights).sum().backward()
+    return scores.detach(), leaf.grad
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-4, rtol=0)
+    assert (ours[1] - theirs[1]).norm() <= 1e-4 * theirs[1].norm()
+
+
+def test_values_and_gradients_are_those_of_single_questions(critic, images, questions, monkeypatch):
+    fast = judged(critic, images, questions)
+    monkeypatch.setattr(critic, "share_prefix", False)
+    assert_same(fast, judged(critic, images, questions))
+    alone = [judged(critic, images, [question])[0] for question in questions]
+    torch.testing.assert_close(fast[0], torch.cat(alone, dim=1), atol=1e-4, rtol=0)
+
+
+def test_the_image_stands_there_once(critic, images, questions, passed_to_model):
+    if critic.model.config.model_type in BIDIRECTIONAL_PROMPTS:
+        pytest.skip("this family reads the prompt in both directions: each question is a row of its own")
+    given = passed_to_model(critic, lambda: critic.log_likelihood(images, questions))
+    alone = passed_to_model(critic, lambda: critic.log_likelihood(images, questions[:1]))
+    assert given["pixel_values"].shape == alone["pixel_values"].shape
+    assert len(given["input_ids"]) == len(images)
+    rows = [critic._encode(q.text, q.answer, *images.shape[-2:]).text_side["input_ids"] for q in questions]
+    assert given["input_ids"].shape[1] < sum(row.shape[1] for row in rows)
+
+
+def test_the_model_is_as_before_afterwards(critic, images, questions):
+    before = judged(critic, images, questions[:1])
+    implementations = [m.config._attn_implementation for m in critic.model.modules() if hasattr(m, "config")]
+    hooks = [len(m._forward_pre_hooks) for m in critic.model.modules()]
+    critic.log_likelihood(images, questions)
+    assert [m.config._attn_implementation for m in critic.model.modules() if hasattr(m, "config")] == implementations
+    assert [len(m._forward_pre_hooks) for m in critic.model.modules()] == hooks
+    assert torch.equal(judged(critic, images, questions[:1])[1], before[1])
+
+
+def test_only_models_with_masks_of_transformers_share(critic, monkeypatch):
+    bidirectional = critic.model.config.model_type in BIDIRECTIONAL_PROMPTS
+    assert can_share(critic.model) != bidirectional
+    monkeypatch.setattr(critic.model.config.get_text_config(), "_attn_implementation", "eager")
+    assert not can_share(critic.model)
+
+
+def test_gradient_checkpointing_changes_nothing(critic, images, questions, monkeypatch):
+    expected = judged(critic, images, questions)
+    kept = []
+    plain = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t)
+    with plain:
+        critic.log_likelihood(images.clone().requires_grad_(), questions)
+    without, kept[:] = sum(kept), []
+    monkeypatch.setattr(critic, "_checkpointing", True)
+    assert_same(judged(critic, images, questions), expected)
+    with plain:
+        critic.log_likelihood(images.clone().requires_grad_(), questions)
+    assert sum(kept) < without
+    assert not any(m.training for m in critic.model.modules())
+    assert critic.answer(images, RED) == critic.answer(images, RED)
