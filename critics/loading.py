@@ -18,6 +18,7 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     GenerationConfig,
+    PixtralProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging
@@ -25,6 +26,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from ..distillation.errors import CriticError
 from .preprocessing import keeps_gradient, single_tile
+from .prompting import takes_suffix
 
 NO_GRADIENT = (
     "The gradient from the critic's answer to the image needs torchvision: without it transformers prepares images "
@@ -86,7 +88,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
                 f"Expected a processor with an {part.replace('_', ' ')} in {folder}, got {type(processor).__name__}. "
                 "Download the model's preprocessor_config.json, processor_config.json and tokenizer files too."
             )
-    if getattr(processor, "chat_template", None) is None:
+    if getattr(processor, "chat_template", None) is None and not takes_suffix(processor):
         raise CriticError(
             f"The model in {folder} has no chat template, so it cannot be asked a question. Use its instruction-tuned "
             "(-it, -Instruct) version, or download its chat_template.jinja or chat_template.json too."
@@ -95,6 +97,9 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
         processor.image_processor = AutoImageProcessor.from_pretrained(
             folder, backend="torchvision", trust_remote_code=trust_remote_code, local_files_only=True
         )
+    if isinstance(processor, PixtralProcessor):  # in its own call it gives the image processor the merged patches' size
+        side = processor.patch_size * processor.spatial_merge_size
+        processor.image_processor.patch_size = {"height": side, "width": side}
     for name, value in single_tile(processor.image_processor).items():
         setattr(processor.image_processor, name, value)  # Idefics2's processor reads it here
     if not keeps_gradient(processor.image_processor):

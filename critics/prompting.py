@@ -5,6 +5,7 @@ It depends on the texts and the image's size alone, so that a training run needs
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..distillation.errors import CriticError
+from ..distillation.interfaces import AskedQuestion
 from .preprocessing import single_tile
 
-Asked = tuple[str, str | None]  # a question and, where one is rated, its answer
+Asked = tuple[str, str]  # a question and its answer
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Prompts:
     image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
 
 
+def check_question(question: AskedQuestion) -> Asked:
+    """The question's text and answer; raises CriticError if one of them is empty."""
+    text, answer = check_text(question.text), question.answer
+    if not isinstance(answer, str) or not answer.strip():
+        raise CriticError(f"Expected an answer of at least one word to {text!r}, got {answer!r}.")
+    return text, answer
+
+
+def check_text(text: str) -> str:
+    """The question's text; raises CriticError if it is empty."""
+    if not isinstance(text, str) or not text.strip():
+        raise CriticError(f"Expected a question of at least one word, got {text!r}.")
+    return text
+
+
 def encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> Encoded:
     """Tokenises a question about an image of height × width pixels, and its answer if there is one.
 
@@ -51,12 +68,14 @@ def encode(processor: Any, text: str, answer: str | None, height: int, width: in
     if answer is None:
         return Encoded(text_side, torch.zeros(0, dtype=torch.long), image_side)
     prompt_ids = text_side["input_ids"][0]
-    text_side, image_side = _tokenize(processor, render_answered(processor, prompt, text, answer), height, width)
-    length = text_side["input_ids"].shape[1]
+    if takes_suffix(processor):
+        text_side, image_side = _tokenize(processor, prompt, height, width, suffix=[answer])
+        text_side = _without_last(text_side)  # the processor's <eos>
+    else:
+        text_side, image_side = _tokenize(processor, render_answered(processor, prompt, text, answer), height, width)
     answer_ids = _what_differs(prompt_ids, text_side["input_ids"][0])
     _check_answer(processor.tokenizer, answer, answer_ids)
-    shortened = {name: v[:, :-1] if _is_sequence(v, length) else v for name, v in text_side.items()}
-    return Encoded(shortened, answer_ids, image_side)
+    return Encoded(_without_last(text_side), answer_ids, image_side)
 
 
 def pad(rows: Sequence[Encoded], tokenizer: Any, device: torch.device | str = "cpu") -> Prompts:
@@ -73,8 +92,18 @@ def pad(rows: Sequence[Encoded], tokenizer: Any, device: torch.device | str = "c
     return Prompts(inputs, targets.to(device), is_answer.to(device), rows[0].image_shapes)
 
 
+def takes_suffix(processor: Any) -> bool:
+    """Whether it takes a question as a prefix and its answer as a suffix, without a chat template (PaliGemma)."""
+    return (
+        getattr(processor, "chat_template", None) is None
+        and "suffix" in inspect.signature(type(processor).__call__).parameters
+    )
+
+
 def render_prompt(processor: Any, text: str) -> str:
     """The model's own chat template around one image and a question, up to where the model's turn begins."""
+    if takes_suffix(processor):
+        return f"{processor.image_token}answer en {text}"  # the task that PaliGemma's "mix" models know
     try:
         return processor.apply_chat_template([_user(text)], add_generation_prompt=True)
     except (ValueError, TypeError, TemplateError) as error:
@@ -98,7 +127,7 @@ def _user(text: str) -> dict[str, Any]:
 
 
 def _tokenize(
-    processor: Any, prompt: str, height: int, width: int
+    processor: Any, prompt: str, height: int, width: int, **suffix: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
     """The whole processor's output: its text side, and the shapes of its image side."""
     picture = Image.new("RGB", (width, height))  # only its size matters here
@@ -107,11 +136,13 @@ def _tokenize(
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
     try:
-        whole = processor(text=[prompt], images=[[picture]], images_kwargs=options, return_tensors="pt", **special)
+        whole = processor(
+            text=[prompt], images=[[picture]], images_kwargs=options, return_tensors="pt", **special, **suffix
+        )
         image_names = processor.image_processor(images=[[picture]], return_tensors="pt", **options).keys()
     except (ValueError, TypeError, IndexError) as error:
         raise CriticError(f"The critic's processor refused a {width}×{height} image: {error} ({prompt!r})") from error
-    text_side = {name: value for name, value in whole.items() if name not in image_names}
+    text_side = {name: value for name, value in whole.items() if name not in image_names and name != "labels"}
     return text_side, {name: tuple(whole[name].shape) for name in image_names if name in whole}
 
 
@@ -135,6 +166,11 @@ def _length(row: Encoded) -> int:
 
 def _is_sequence(value: Tensor, length: int) -> bool:
     return value.ndim >= 2 and value.shape[1] == length
+
+
+def _without_last(text_side: dict[str, Tensor]) -> dict[str, Tensor]:
+    length = text_side["input_ids"].shape[1]
+    return {name: value[:, :-1] if _is_sequence(value, length) else value for name, value in text_side.items()}
 
 
 def _pad_left(value: Tensor, length: int, target: int, fill: int) -> Tensor:

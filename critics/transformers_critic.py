@@ -27,7 +27,7 @@ from .loading import (
     quiet_transformers,
 )
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
-from .prompting import Asked, Encoded, Prompts, encode, pad
+from .prompting import Encoded, Prompts, check_question, check_text, encode, pad
 from .shared_prefix import SharedPrompts, can_share, share, shared_attention
 
 CACHED_PROMPTS = 64  # combinations of questions and image size
@@ -111,8 +111,10 @@ class TransformersCritic:
     @cached_property
     def info(self) -> ModelInfo:
         """Name, class, dtype and weight hash; the hash is computed when first asked for."""
-        method = getattr(self.model, "quantization_method", None)
-        dtype = str(self.model.dtype).removeprefix("torch.") + (f", {method}" if method else "")
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        for bits in ("8bit", "4bit"):
+            if getattr(self.model, f"is_loaded_in_{bits}", False):
+                dtype = f"{bits}, {dtype}"
         return ModelInfo(
             name=self._name,
             architecture=type(self.model).__name__,
@@ -143,7 +145,7 @@ class TransformersCritic:
                 the model's context, or an answer that the tokenizer makes nothing of.
         """
         check_images(images)
-        asked = [_check_question(question) for question in questions]
+        asked = [check_question(question) for question in questions]
         if not asked:
             raise CriticError("Expected at least one question, got none.")
         rows = [self._encoded(text, answer, images) for text, answer in asked]
@@ -169,7 +171,7 @@ class TransformersCritic:
         check_images(images)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
-        prompts = pad([self._encoded(_check_text(text), None, images)], self.processor.tokenizer, self.device)
+        prompts = pad([self._encoded(check_text(text), None, images)], self.processor.tokenizer, self.device)
         with self.resident():
             # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
             inputs = {name: v for name, v in self._inputs(images, prompts).items() if name in self._accepted}
@@ -211,19 +213,6 @@ class TransformersCritic:
         keep = {"logits_to_keep": positions} if "logits_to_keep" in self._accepted else {}
         logits = self.model(**inputs, **keep, use_cache=False).logits
         return logits[:, -positions:] if isinstance(positions, int) else logits
-
-
-def _check_question(question: AskedQuestion) -> Asked:
-    text, answer = _check_text(question.text), question.answer
-    if not isinstance(answer, str) or not answer.strip():
-        raise CriticError(f"Expected an answer of at least one word to {text!r}, got {answer!r}.")
-    return text, answer
-
-
-def _check_text(text: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise CriticError(f"Expected a question of at least one word, got {text!r}.")
-    return text
 
 
 def _rate_rows(logits: Tensor, prompts: Prompts, images: int) -> Tensor:

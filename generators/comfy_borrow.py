@@ -1,13 +1,8 @@
 # pyright: reportMissingImports=false
-"""Training through a ComfyUI model's own weights, without a copy and without leaving a trace.
-
-ComfyUI's nodes run in inference mode, so the weights that its loaders make are inference tensors, which autograd
-refuses to save. A tensor made outside inference mode over the same storage is a plain one.
-"""
+"""Training through a ComfyUI diffusion model's own weights."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +12,10 @@ import comfy.ldm.flux.layers
 import comfy.ldm.flux.model
 import comfy.model_management
 import torch
-from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ..comfy_borrowing import borrowed, overridden_forward, placed
 
 
 @contextmanager
@@ -29,46 +25,11 @@ def leave_inference_mode(grad: bool = True) -> Iterator[None]:
         yield
 
 
-def plain(tensor: Any) -> Tensor:
-    """A tensor over the same storage that autograd accepts; make it outside inference mode."""
-    if isinstance(tensor, QuantizedTensor):
-        return QuantizedTensor(plain(tensor._qdata), tensor._layout_cls, _plain_fields(tensor._params))
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-
-
-def _plain_fields(params: Any) -> Any:
-    values = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
-    return type(params)(**{name: plain(v) if isinstance(v, Tensor) else v for name, v in values.items()})
-
-
 @contextmanager
 def trainable_through(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory.
-
-    The very objects that were there before are put back, whatever happens inside.
-    """
-    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        for module in modules:
-            for part in module.modules():
-                for table, name, tensor in _tensors(part):
-                    swapped.append((table, name, tensor))
-                    value = plain(tensor) if tensor.is_inference() else tensor.detach()
-                    table[name] = nn.Parameter(value, requires_grad=False) if table is part._parameters else value
+    """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory."""
+    with placed([weight for module in modules for weight in borrowed(module)]):
         yield
-    finally:
-        for table, name, tensor in swapped:
-            table[name] = tensor
-
-
-def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    return [
-        (table, name, tensor)
-        for table in (module._parameters, module._buffers)
-        for name, tensor in table.items()
-        if tensor is not None
-    ]
 
 
 @contextmanager
@@ -128,17 +89,3 @@ def _checkpointed(block: nn.Module) -> Iterator[None]:
 
     with overridden_forward(block, recomputed):
         yield
-
-
-@contextmanager
-def overridden_forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Another forward for one module; its own attributes are exactly as before afterwards."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = before

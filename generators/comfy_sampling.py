@@ -30,13 +30,15 @@ def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
 
 
 @contextmanager
-def loaded(model: Any, vae: Any, conditionings: Sequence[Any], shape: Sequence[int]) -> Iterator[None]:
-    """While entered, the MODEL, what its conditionings need (ControlNets) and the VAE are loaded, ready to sample."""
+def loaded(
+    model: Any, vae: Any, others: Sequence[Any], conditionings: Sequence[Any], shape: Sequence[int]
+) -> Iterator[None]:
+    """While entered, the MODEL, what its conditionings need (ControlNets) and `others` are loaded, ready to sample."""
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
         _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
         memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
-        comfy.model_management.load_models_gpu([model, *helpers, vae.patcher], memory_required=memory)
+        comfy.model_management.load_models_gpu([model, *helpers, *others], memory_required=memory)
     try:
         model.pre_run()
         yield

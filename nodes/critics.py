@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import comfy.model_management
+import comfy.utils
 from comfy_api.latest import io
 
-from .folders import NONE_FOUND, critic_folders, critic_names, fingerprint
+from .folders import NONE_FOUND, critic_folders, critic_names, download_target, fingerprint
 from .types import CATEGORY, Critic, outside_inference_mode
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 
 # Nodes that ask for the same critic share it for as long as any of them holds it.
-_loaded: WeakValueDictionary[tuple[str, str, str], Any] = WeakValueDictionary()
+_loaded: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+
+_from_clips: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
 
 
 class LoadVLMCritic(io.ComfyNode):
@@ -24,14 +29,15 @@ class LoadVLMCritic(io.ComfyNode):
             node_id="DualProcessLoadVLMCritic",
             display_name="Load VLM Critic",
             category=CATEGORY,
-            description="Loads a vision-language model that judges pictures. It is never trained.",
+            description="Loads a vision-language model that judges pictures. It is never trained. All nodes that load "
+            "the same one share it, and ComfyUI frees its memory like that of any other model.",
             search_aliases=["vision language model", "qwen", "idefics", "vqa"],
             inputs=[
                 io.Combo.Input(
                     "model",
                     options=critic_names(),
                     tooltip="A folder of models/VLM or models/LLM in the layout of Hugging Face transformers. Only "
-                    "vision-language models are listed. Nothing is downloaded.",
+                    "vision-language models are listed.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -44,36 +50,145 @@ class LoadVLMCritic(io.ComfyNode):
                     options=list(DEVICES),
                     default="auto",
                     advanced=True,
-                    tooltip="Where the critic computes. auto: the GPU if there is one.",
+                    tooltip="Where the critic computes. auto: where ComfyUI computes.",
+                ),
+                io.Combo.Input(
+                    "quantization",
+                    options=["none", "8bit", "4bit"],
+                    default="none",
+                    advanced=True,
+                    optional=True,
+                    tooltip="Weights of 8 or 4 bits (needs bitsandbytes): a half or a quarter of the memory, slightly "
+                    "other answers. Such a critic stays on its device until it is freed.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Compute each layer again in the backward pass: less memory while training, a third more "
+                    "time, the same result.",
+                ),
+                io.String.Input(
+                    "download",
+                    default="",
+                    advanced=True,
+                    optional=True,
+                    tooltip="A Hugging Face id, such as Qwen/Qwen2.5-VL-3B-Instruct: used instead of the folder "
+                    "above, and downloaded into models/VLM if it is not there yet. Empty: nothing is downloaded.",
+                ),
+            ],
+            outputs=[Critic.Output(display_name="critic", tooltip="The critic, for VQA Loss and Ask VLM Critic.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: str, download: str = "") -> bool | str:
+        """In place of ComfyUI's own check of the list, which is older than folders put there since."""
+        if download.strip() or model in critic_folders():
+            return True
+        known = "" if model == NONE_FOUND else f" {model!r} is not among them."
+        return (
+            "Expected the folder of a vision-language model below models/VLM or models/LLM, with config.json, weights, "
+            f"tokenizer and image processor.{known} Put one there and press R, or give a Hugging Face id to download."
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, download: str = "", **_: Any) -> str:
+        folder = critic_folders().get(download.strip() or model)
+        return fingerprint(folder) if folder else f"{model} {download}"
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        dtype: str,
+        device: str,
+        quantization: str = "none",
+        gradient_checkpointing: bool = False,
+        download: str = "",
+    ) -> io.NodeOutput:
+        from ..critics.comfy_managed import load_managed_critic
+        from ..distillation import CriticError
+
+        wanted = download.strip() or model
+        if download.strip() and wanted not in critic_folders():
+            fetch(wanted, cls.hidden.unique_id)
+        folder = critic_folders().get(wanted)
+        if folder is None:
+            problem = cls.validate_inputs(model)
+            raise CriticError(f"{wanted} is not a vision-language model." if problem is True else str(problem))
+        key = (fingerprint(folder), dtype, device, quantization, gradient_checkpointing)
+        critic = _loaded.get(key)
+        if critic is None:
+            with outside_inference_mode():
+                critic = load_managed_critic(
+                    folder,
+                    None if device == "auto" else device,
+                    None if dtype == "auto" else dtype,
+                    None if quantization == "none" else quantization,
+                    gradient_checkpointing,
+                )
+            _loaded[key] = critic
+        return io.NodeOutput(critic)
+
+
+class CriticFromCLIP(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualProcessCriticFromCLIP",
+            display_name="Critic from CLIP",
+            category=CATEGORY,
+            description="Makes a critic of a text encoder that is a whole vision-language model (Qwen3-VL, Gemma 4), "
+            "so that no second copy is loaded. The CLIP goes on encoding prompts and is not changed.",
+            search_aliases=["vision language model", "qwen3-vl", "gemma 4", "text encoder", "vqa"],
+            inputs=[
+                io.Clip.Input(
+                    "clip",
+                    tooltip="A Qwen3-VL or Gemma 4 from Load CLIP, of any type but flux and flux2, which leave its "
+                    "vision out.",
+                ),
+                io.Int.Input(
+                    "max_size",
+                    default=1024,
+                    min=256,
+                    max=2048,
+                    step=32,
+                    advanced=True,
+                    tooltip="A Qwen3-VL sees larger pictures shrunk to this many pixels squared: less memory and time. "
+                    "Gemma 4 has a size of its own.",
                 ),
             ],
             outputs=[Critic.Output(display_name="critic", tooltip="The critic, for VQA Loss and Ask VLM Critic.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, **_: Any) -> str:
-        folder = critic_folders().get(model)
-        return fingerprint(folder) if folder else model
+    def execute(cls, clip: Any, max_size: int) -> io.NodeOutput:
+        from ..critics.comfy_clip import ClipCritic
 
-    @classmethod
-    def execute(cls, model: str, dtype: str, device: str) -> io.NodeOutput:
-        from ..critics import load_critic
-        from ..distillation import CriticError
-
-        folder = critic_folders().get(model)
-        if folder is None:
-            known = "" if model == NONE_FOUND else f" {model!r} is not among them."
-            raise CriticError(
-                "Expected the folder of a vision-language model below models/VLM or models/LLM, with config.json, "
-                f"weights, tokenizer and image processor.{known} Put one there, press R, and choose it."
-            )
-        key = (fingerprint(folder), dtype, device)
-        critic = _loaded.get(key)
-        if critic is None:
+        key = (id(clip.patcher), max_size)
+        critic = _from_clips.get(key)
+        if critic is None or critic.clip is not clip:
             with outside_inference_mode():
-                critic = load_critic(folder, None if device == "auto" else device, None if dtype == "auto" else dtype)
-            _loaded[key] = critic
+                critic = _from_clips[key] = ClipCritic(clip, max_size**2)
         return io.NodeOutput(critic)
 
 
-NODES = [LoadVLMCritic]
+def fetch(repository: str, node_id: str | None) -> Path:
+    """Downloads into models/VLM with a bar in the node; Cancel stops it, and the next run goes on from there."""
+    from ..critics.downloading import check_repository, download_folder
+
+    check_repository(repository)
+    bar = comfy.utils.ProgressBar(100, node_id=node_id)
+
+    def on_progress(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(round(100 * done / max(total, 1)))
+
+    folder = download_target(repository)
+    download_folder(repository, folder, on_progress)
+    return folder
+
+
+NODES = [LoadVLMCritic, CriticFromCLIP]

@@ -20,6 +20,8 @@ from .saving import workflow_metadata
 from .types import CATEGORY, Loss, VqaTerms, outside_inference_mode, to_comfy
 
 MAX_PROMPTS = 32
+AUTO, BOTH, TURNS = "auto", "keep both loaded", "take turns"
+WORKING_SHARE = 0.4  # of the weights, for activations with gradient checkpointing; see benchmarks/README.md
 log = logging.getLogger(__name__)
 
 
@@ -174,6 +176,15 @@ class DistillLoRA(io.ComfyNode):
                     tooltip="Compute each block again in the backward pass: much less memory, a third more time, the "
                     "same result. Flux models only; others train without it.",
                 ),
+                io.Combo.Input(
+                    "memory",
+                    options=[AUTO, BOTH, TURNS],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Whether the model and the critics are on the device together, or take turns there, which "
+                    "needs less memory and more time for the same LoRA. auto: turns where they do not fit.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -200,6 +211,7 @@ class DistillLoRA(io.ComfyNode):
         gradient_checkpointing: bool,
         negative: Any = None,
         sigmas: Tensor | None = None,
+        memory: str = AUTO,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..generators.comfy_model import ComfyGenerator
@@ -219,9 +231,12 @@ class DistillLoRA(io.ComfyNode):
                 sigmas=sigmas,
                 gradient_checkpointing=gradient_checkpointing,
             )
+            take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics))
+            if not take_turns:
+                generator.loaded_with = patchers(critics)
             seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
             before = sample_all(generator, seeds, 0.0)
-            result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id))
+            result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id), take_turns)
             try:
                 after = sample_all(generator, seeds, 1.0)
             except comfy.model_management.InterruptProcessingException:
@@ -252,7 +267,23 @@ def sample_all(generator: Any, seeds: list[int], lora_scale: float) -> Tensor:
     return torch.cat([generator.sample([index], [seed], lora_scale=lora_scale) for index, seed in enumerate(seeds)])
 
 
-def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress) -> Any:
+def patchers(critics: dict[str, Any]) -> list[Any]:
+    """Of the critics that ComfyUI manages."""
+    return [critic.patcher for critic in critics.values() if hasattr(critic, "patcher")]
+
+
+def fit_together(generator: Any, critics: dict[str, Any]) -> bool:
+    """Whether model, VAE and critics can be on the device at once, with room to work."""
+    device = generator.model.load_device
+    if comfy.model_management.is_device_cpu(device):
+        return True
+    held = {id(p.model): p for p in (generator.model, generator.vae.patcher, *patchers(critics))}.values()
+    weights = sum(patcher.model_size() for patcher in held if patcher.load_device == device)
+    reserve = WORKING_SHARE * weights + comfy.model_management.minimum_inference_memory()
+    return weights + reserve <= comfy.model_management.get_total_memory(device)
+
+
+def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress, take_turns: bool) -> Any:
     """The result of a whole run. One that was cancelled or went astray is written down first.
 
     Raises:
@@ -262,7 +293,7 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
     from ..distillation import DistillationDiverged, DualProcessError, distill
 
     try:
-        result = distill(generator, critics, recipe, progress, progress.is_cancelled)
+        result = distill(generator, critics, recipe, progress, progress.is_cancelled, take_turns=take_turns)
     except DistillationDiverged as error:
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
     if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -34,17 +35,40 @@ def critic_names() -> list[str]:
     return list(critic_folders()) or [NONE_FOUND]
 
 
+def download_target(repository: str) -> Path:
+    """Where a model of this Hugging Face id is to lie, so that it is found by the same name afterwards."""
+    return Path(folder_paths.get_folder_paths(KINDS[0])[0]) / repository
+
+
 def _roots() -> list[Path]:
     known = folder_paths.folder_names_and_paths
     return [Path(path) for kind in KINDS if kind in known for path in folder_paths.get_folder_paths(kind)]
 
 
 def _is_vlm(config: Path) -> bool:
+    """Whether this is a model that sees and writes, with all of its weights; CLIP and the like only see."""
+    settings = _read(config)
+    architectures = settings.get("architectures") or [""]
+    return (
+        "vision_config" in settings
+        and str(architectures[0]).endswith(("ForConditionalGeneration", "ForImageTextToText", "ForVision2Seq"))
+        and _has_weights(config.parent)
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / name).is_file() for name in set(_read(index).get("weight_map", {}).values()))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(settings, dict) and "vision_config" in settings
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def fingerprint(folder: Path) -> str:

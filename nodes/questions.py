@@ -54,15 +54,25 @@ class VLMQuestion(io.ComfyNode):
                     tooltip=f"{field_help(Asked, 'weight')} Only ratios between questions matter.",
                 ),
                 Overlay.Input("overlay", optional=True, tooltip=field_help(Asked, "overlay")),
+                io.String.Input(
+                    "contrast",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"{field_help(Asked, 'contrast')} For questions other than Yes/No. Empty: none.",
+                ),
             ],
             outputs=[Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic.")],
         )
 
     @classmethod
-    def execute(cls, question: str, answer: str, weight: float, overlay: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, question: str, answer: str, weight: float, overlay: Any = None, contrast: str = ""
+    ) -> io.NodeOutput:
         from ..distillation import Question as Asked
 
-        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay))
+        other = contrast.strip() or None
+        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, contrast=other))
 
 
 class VQALoss(io.ComfyNode):

@@ -262,7 +262,7 @@ def test_an_empty_latent_of_another_model_is_adapted(make):
 def test_quantised_weights_are_borrowed_over_the_same_memory(comfy):
     from comfy.quant_ops import QuantizedTensor
 
-    from dual_process.generators.comfy_borrow import plain
+    from dual_process.comfy_borrowing import plain
 
     with torch.inference_mode():
         weight = QuantizedTensor.from_float(torch.randn(16, 16), "TensorCoreFP8E4M3Layout")

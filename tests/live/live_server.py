@@ -24,9 +24,11 @@ class Server:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        for name in ("custom_nodes", "models/loras", "models/VLM", "input", "output", "temp"):
+        for name in ("custom_nodes", "models/loras", "models/VLM", "models/text_encoders", "input", "output", "temp"):
             (base / name).mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / PACK).symlink_to(comfyui.ROOT)
+        for helper in (Path(__file__).parent / "custom_nodes").glob("*.py"):
+            (base / "custom_nodes" / helper.name).symlink_to(helper)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -79,6 +81,14 @@ class Server:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
+
+    def free(self) -> None:
+        """Asks for all memory back, as the frontend's "Free model and node cache" does, and waits for it."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        sizes = [0]
+        while len(sizes) < 20 or sizes[-1] < max(sizes[-20:]):  # falling within the last two seconds
+            time.sleep(0.1)
+            sizes.append(self.resident_bytes())
 
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queues an API-format prompt; its id. AssertionError if the server's validation refuses it."""

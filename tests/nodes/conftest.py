@@ -10,6 +10,7 @@ from types import ModuleType
 import comfyui
 import pytest
 import torch
+from node_inputs import EMPTY, QUESTION, SETTINGS
 
 NAME = "dual_process_pack"
 
@@ -66,3 +67,39 @@ def encode(demo_models):
             return core.CLIPTextEncode().encode(demo_models[1], text)[0]
 
     return encode_text
+
+
+@pytest.fixture
+def loss(run, demo_models):
+    overlay = run("HorizonOverlay", position=0.3, color="#ff0000", thickness=0.02)[0]
+    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
+    return run("VQALoss", critic=demo_models[3], questions={"question0": question})[0]
+
+
+@pytest.fixture
+def distil(run, demo_models, encode, loss):
+    def execute(**changes):
+        prompts = {
+            f"conditioning{i}": encode(t) for i, t in enumerate(["a day sky over the sea", "a night sky over sand"])
+        }
+        inputs = {
+            "model": demo_models[0],
+            "vae": demo_models[2],
+            "conditionings": prompts,
+            "latent": EMPTY,
+            "loss": loss,
+        }
+        return run("DistillLoRA", **{**inputs, **SETTINGS, **changes})
+
+    return execute
+
+
+@pytest.fixture
+def vlm_folder(comfy, demo_models):
+    from dual_process.demo import WEIGHTS
+
+    folder = comfy / "models" / "VLM" / "someone" / "tiny-critic"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.symlink_to(WEIGHTS / "critic")
+    return folder

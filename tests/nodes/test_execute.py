@@ -7,55 +7,10 @@ import json
 
 import pytest
 import torch
+from node_inputs import EMPTY, QUESTION
 from safetensors import safe_open
 
 pytestmark = pytest.mark.comfyui
-EMPTY = {"samples": torch.zeros(1, 16, 14, 14)}
-QUESTION = "Is the overlaid red line aligned with the horizon of the scene?"
-SETTINGS = {
-    "train_steps": 3,
-    "learning_rate": 5e-4,
-    "seed": 1,
-    "batch_size": 2,
-    "steps": 1,
-    "scheduler": "simple",
-    "cfg": 1.0,
-    "rank": 4,
-    "lora_alpha": 16.0,
-    "lr_schedule": "constant",
-    "gradient_accumulation": 1,
-    "velocity_weight": 0.5,
-    "range_weight": 0.0,
-    "max_grad_norm": 1.0,
-    "stop_probability": 1.0,
-    "timesteps": "sampler",
-    "gradient_checkpointing": True,
-}
-
-
-@pytest.fixture
-def loss(run, demo_models):
-    overlay = run("HorizonOverlay", position=0.3, color="#ff0000", thickness=0.02)[0]
-    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
-    return run("VQALoss", critic=demo_models[3], questions={"question0": question})[0]
-
-
-@pytest.fixture
-def distil(run, demo_models, encode, loss):
-    def execute(**changes):
-        prompts = {
-            f"conditioning{i}": encode(t) for i, t in enumerate(["a day sky over the sea", "a night sky over sand"])
-        }
-        inputs = {
-            "model": demo_models[0],
-            "vae": demo_models[2],
-            "conditionings": prompts,
-            "latent": EMPTY,
-            "loss": loss,
-        }
-        return run("DistillLoRA", **{**inputs, **SETTINGS, **changes})
-
-    return execute
 
 
 def test_distil_gives_lora_losses_and_pictures(distil, run, pack, tmp_path):
@@ -318,45 +273,6 @@ def test_two_loss_nodes_make_two_critics(run, demo_models, loss, pack):
         ("default", "Yes", 1.0),
         ("critic 2", "No", 2.0),
     ]
-
-
-@pytest.fixture
-def vlm_folder(comfy, demo_models):
-    from dual_process.demo import WEIGHTS
-
-    folder = comfy / "models" / "VLM" / "someone" / "tiny-critic"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():
-        folder.symlink_to(WEIGHTS / "critic")
-    return folder
-
-
-def test_load_vlm_critic_lists_vlms_and_shares_them(run, nodes, comfy, vlm_folder):
-    text_only = comfy / "models" / "LLM" / "text-only"
-    text_only.mkdir(parents=True, exist_ok=True)
-    (text_only / "config.json").write_text('{"model_type": "llama"}')
-    for name, config in {"number": "5", "text": '"vision_config"', "broken": "{"}.items():
-        (comfy / "models" / "VLM" / name).mkdir(exist_ok=True)
-        (comfy / "models" / "VLM" / name / "config.json").write_text(config)
-    schema = nodes["DualProcessLoadVLMCritic"].define_schema()
-    assert schema.inputs[0].options == ["someone/tiny-critic"]
-    load = {"model": "someone/tiny-critic", "dtype": "auto", "device": "cpu"}
-    first, second = run("LoadVLMCritic", **load)[0], run("LoadVLMCritic", **load)[0]
-    assert first is second
-    assert run("LoadVLMCritic", **{**load, "dtype": "bfloat16"})[0] is not first
-    with pytest.raises(Exception, match="vision-language model below models/VLM"):
-        run("LoadVLMCritic", **{**load, "model": "text-only"})
-
-
-def test_a_critic_loaded_and_asked_in_inference_mode_can_train(run, distil, vlm_folder, demo_models):
-    critic = run("LoadVLMCritic", model="someone/tiny-critic", dtype="auto", device="cpu")[0]
-    overlay = run("HorizonOverlay", position=0.31, color="#ff0000", thickness=0.02)[0]
-    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
-    image = torch.rand(1, 112, 112, 3)
-    run("ApplyOverlay", image=image, overlay=overlay)
-    run("AskVLMCritic", critic=critic, image=image, questions={"question0": question}, max_new_tokens=2)
-    loss = run("VQALoss", critic=critic, questions={"question0": question})[0]
-    assert len(distil(loss=loss)[1]["loss"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ pytestmark = pytest.mark.comfyui
 
 # Ids, sockets and widgets as saved workflows know them: by position. Append only.
 INPUTS = {
-    "LoadVLMCritic": ["model", "dtype", "device"],
+    "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download"],
     "LoadDemoModels": [],
-    "VLMQuestion": ["question", "answer", "weight", "overlay"],
+    "CriticFromCLIP": ["clip", "max_size"],
+    "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast"],
     "VQALoss": ["critic", "questions", "loss"],
     "HorizonOverlay": ["position", "color", "thickness", "overlay"],
     "PaletteOverlay": ["colors", "height", "overlay"],
@@ -26,7 +27,7 @@ INPUTS = {
         *("model", "vae", "conditionings", "latent", "loss", "negative", "sigmas", "train_steps", "learning_rate"),
         *("seed", "batch_size", "steps", "scheduler", "cfg", "rank", "lora_alpha", "lr_schedule"),
         *("gradient_accumulation", "velocity_weight", "range_weight", "max_grad_norm", "stop_probability"),
-        *("timesteps", "gradient_checkpointing"),
+        *("timesteps", "gradient_checkpointing", "memory"),
     ],
     "SaveDistilledLoRA": ["lora", "name", "format"],
 }

@@ -7,9 +7,9 @@ shorter than the prompt where the family has them.
 
 from __future__ import annotations
 
-from .gemma import write_gemma3, write_gemma4, write_gemma4_e
+from .gemma import write_gemma3, write_gemma4, write_gemma4_e, write_paligemma
 from .idefics import write_idefics2, write_idefics3, write_smolvlm
-from .llava import write_internvl, write_llava, write_pixtral
+from .llava import write_internvl, write_llava, write_mistral3, write_pixtral
 from .qwen import write_qwen, write_qwen3
 
 FAMILIES = {
@@ -20,8 +20,10 @@ FAMILIES = {
     "smolvlm": write_smolvlm,
     "llava": write_llava,
     "pixtral": write_pixtral,
+    "mistral3": write_mistral3,
     "internvl": write_internvl,
     "gemma3": write_gemma3,
     "gemma4": write_gemma4,
     "gemma4_e": write_gemma4_e,
+    "paligemma": write_paligemma,
 }

@@ -1,0 +1,70 @@
+# pyright: reportMissingImports=false
+"""ComfyUI's modules for a while with weights, or a forward, of our own, without a copy and without leaving a trace.
+
+ComfyUI's nodes run in inference mode, so the weights that its loaders make are inference tensors, which autograd
+refuses to save. A tensor made outside inference mode over the same storage is a plain one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+Weights = list[tuple[dict[str, Any], str, Tensor]]  # a module's table of parameters or buffers, a name, a tensor
+
+
+def borrowed(module: nn.Module) -> Weights:
+    """The module's parameters and buffers as frozen plain tensors over the same memory."""
+    weights: Weights = []
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    value = plain(tensor) if tensor.is_inference() else tensor.detach()
+                    parameter = nn.Parameter(value, requires_grad=False) if table is part._parameters else value
+                    weights.append((table, name, parameter))
+    return weights
+
+
+def plain(tensor: Any) -> Tensor:
+    """A tensor over the same storage that autograd accepts; make it outside inference mode."""
+    if isinstance(tensor, QuantizedTensor):
+        params = tensor._params
+        fields = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+        ours = {name: plain(value) if isinstance(value, Tensor) else value for name, value in fields.items()}
+        return QuantizedTensor(plain(tensor._qdata), tensor._layout_cls, type(params)(**ours))
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+@contextmanager
+def placed(weights: Weights) -> Iterator[None]:
+    """While entered, these tensors are the modules' weights; the very objects before are put back afterwards."""
+    before = [(table, name, table[name]) for table, name, _ in weights]
+    try:
+        for table, name, tensor in weights:
+            table[name] = tensor
+        yield
+    finally:
+        for table, name, tensor in before:
+            table[name] = tensor
+
+
+@contextmanager
+def overridden_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Another forward for one module; its own attributes are exactly as before afterwards."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = before

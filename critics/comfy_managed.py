@@ -1,0 +1,105 @@
+# pyright: reportMissingImports=false
+"""A critic whose weights ComfyUI's model management brings to the device and takes away, as it does with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from torch import Tensor, nn
+
+from ..distillation.interfaces import AskedQuestion, ModelInfo
+from .transformers_critic import TransformersCritic, load_critic
+
+TOKENS = 2048  # of a prompt with its image, to estimate the memory that a gradient takes
+
+
+class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
+    """Moves a model of transformers, which ComfyUI cannot run in part, and outside inference mode.
+
+    Weights that are moved in inference mode, in which ComfyUI runs nodes, could never take part in a gradient again.
+    """
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
+        with torch.inference_mode(False):
+            return super().partially_load(device_to, 1e32, force_patch_weights)  # bytes: all of it
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> int:
+        return 0  # bytes: then the whole model is taken away
+
+    def unpatch_model(self, *args: Any, **kwargs: Any) -> None:
+        with torch.inference_mode(False):
+            super().unpatch_model(*args, **kwargs)
+
+
+class ManagedCritic:
+    """A `TransformersCritic` that asks ComfyUI for room whenever it works.
+
+    Args:
+        critic: its weights lie on ComfyUI's offload device.
+    """
+
+    def __init__(self, critic: TransformersCritic) -> None:
+        self._critic = critic
+        held = nn.Module()  # ComfyUI sets attributes on it that a model of transformers refuses
+        held.add_module("critic", critic.model)
+        self.patcher = WholeModelPatcher(held, critic.device, critic.model.device)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Name, class, dtype and weight hash."""
+        return self._critic.info
+
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """While entered, the weights are on the device; the backward pass is made inside, too."""
+        loaded = (entry.model for entry in comfy.model_management.current_loaded_models)
+        if not any(patcher is self.patcher for patcher in loaded):
+            comfy.model_management.load_models_gpu([self.patcher], self._working_memory())
+        yield
+
+    def _working_memory(self) -> int:
+        """Bytes of activations of a gradient, about 34 · hidden size a token and layer in half precision.
+
+        Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 2.
+        """
+        text = self._critic.model.config.get_text_config()
+        return 17 * self._critic.model.dtype.itemsize * TOKENS * text.hidden_size * text.num_hidden_layers
+
+    def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
+        """log P(answer | image, question), see `TransformersCritic.log_likelihood`."""
+        with self.resident():
+            return self._critic.log_likelihood(images, questions)
+
+    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
+        """The greedy reply, see `TransformersCritic.answer`."""
+        with self.resident():
+            return self._critic.answer(images, text, max_new_tokens)
+
+
+def load_managed_critic(
+    folder: Path, device: str | None, dtype: str | None, quantization: str | None, gradient_checkpointing: bool
+) -> ManagedCritic | TransformersCritic:
+    """Loads a critic into main memory, to be moved by ComfyUI; a quantised one to its device, where it stays.
+
+    Args:
+        folder: as transformers writes it.
+        device: None is ComfyUI's own device.
+        dtype: None is bfloat16 on a GPU, else float32.
+        quantization: None, "8bit" or "4bit".
+        gradient_checkpointing: whether the backward pass computes each layer again.
+
+    Raises:
+        CriticError: the folder or the settings cannot make a critic.
+    """
+    place = comfy.model_management.get_torch_device() if device is None else torch.device(device)
+    if quantization is not None:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        comfy.model_management.free_memory(size, place)
+        return load_critic(folder, place, dtype, quantization, gradient_checkpointing=gradient_checkpointing)
+    return ManagedCritic(load_critic(folder, place, dtype, offload=True, gradient_checkpointing=gradient_checkpointing))

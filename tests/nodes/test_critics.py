@@ -1,0 +1,218 @@
+"""Critics among ComfyUI's models: shared, moved, freed, quantised, and taking turns with the generator."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import weakref
+from contextlib import contextmanager
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+import torch
+from node_inputs import QUESTION
+
+pytestmark = pytest.mark.comfyui
+LOAD = {"model": "someone/tiny-critic", "dtype": "auto", "device": "cpu"}
+IMAGE = torch.rand(1, 112, 112, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def critic(run, vlm_folder):
+    return run("LoadVLMCritic", **LOAD)[0]
+
+
+@pytest.fixture
+def question(run):
+    overlay = run("HorizonOverlay", position=0.31, color="#ff0000", thickness=0.02)[0]
+    return run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
+
+
+@pytest.fixture
+def loss_of(run, question):
+    def make(critic):
+        return run("VQALoss", critic=critic, questions={"question0": question})[0]
+
+    return make
+
+
+def test_load_vlm_critic_lists_vlms_and_shares_them(run, nodes, comfy, vlm_folder):
+    text_only = comfy / "models" / "LLM" / "text-only"
+    text_only.mkdir(parents=True, exist_ok=True)
+    (text_only / "config.json").write_text('{"model_type": "llama"}')
+    for name, config in {"number": "5", "text": '"vision_config"', "broken": "{"}.items():
+        (comfy / "models" / "VLM" / name).mkdir(exist_ok=True)
+        (comfy / "models" / "VLM" / name / "config.json").write_text(config)
+    for name, architecture in {"sees-only": "CLIPModel", "no-weights": "LlavaForConditionalGeneration"}.items():
+        (comfy / "models" / "VLM" / name).mkdir(exist_ok=True)
+        settings = {"vision_config": {}, "architectures": [architecture]}
+        (comfy / "models" / "VLM" / name / "config.json").write_text(json.dumps(settings))
+    (comfy / "models" / "VLM" / "sees-only" / "model.safetensors").touch()
+    in_parts = comfy / "models" / "VLM" / "one-part-missing"
+    in_parts.mkdir(exist_ok=True)
+    settings = {"vision_config": {}, "architectures": ["LlavaForConditionalGeneration"]}
+    (in_parts / "config.json").write_text(json.dumps(settings))
+    (in_parts / "model-1.safetensors").touch()
+    parts = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (in_parts / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    schema = nodes["DualProcessLoadVLMCritic"].define_schema()
+    assert schema.inputs[0].options == ["someone/tiny-critic"]
+    load = {"model": "someone/tiny-critic", "dtype": "auto", "device": "cpu"}
+    first, second = run("LoadVLMCritic", **load)[0], run("LoadVLMCritic", **load)[0]
+    assert first is second
+    assert run("LoadVLMCritic", **{**load, "dtype": "bfloat16"})[0] is not first
+    with pytest.raises(Exception, match="vision-language model below models/VLM"):
+        run("LoadVLMCritic", **{**load, "model": "text-only"})
+
+
+def test_a_critic_loaded_and_asked_in_inference_mode_can_train(run, distil, vlm_folder, demo_models):
+    critic = run("LoadVLMCritic", model="someone/tiny-critic", dtype="auto", device="cpu")[0]
+    overlay = run("HorizonOverlay", position=0.31, color="#ff0000", thickness=0.02)[0]
+    question = run("VLMQuestion", question=QUESTION, answer="Yes", weight=1.0, overlay=overlay)[0]
+    image = torch.rand(1, 112, 112, 3)
+    run("ApplyOverlay", image=image, overlay=overlay)
+    run("AskVLMCritic", critic=critic, image=image, questions={"question0": question}, max_new_tokens=2)
+    loss = run("VQALoss", critic=critic, questions={"question0": question})[0]
+    assert len(distil(loss=loss)[1]["loss"]) == 3
+
+
+def test_comfyui_moves_the_critic_and_frees_it(run, critic, question, distil, loss_of):
+    import comfy.model_management as management
+
+    def is_loaded():
+        return critic.patcher in management.loaded_models()
+
+    management.unload_all_models()
+    assert not is_loaded()
+    run("AskVLMCritic", critic=critic, image=IMAGE, questions={"question0": question}, max_new_tokens=2)
+    assert is_loaded()
+    with torch.inference_mode():  # as ComfyUI does amid other nodes
+        management.unload_all_models()
+    assert not is_loaded()
+    assert len(distil(loss=loss_of(critic))[1]["loss"]) == 3
+    assert is_loaded()
+
+
+def test_weights_are_moved_outside_inference_mode(critic, monkeypatch):
+    """Else they could never take part in a gradient again."""
+    import comfy.model_management as management
+
+    modes, ours = [], set(critic.patcher.model.modules())
+    move = torch.nn.Module.to
+
+    def watched(module, *args, **kwargs):
+        if module in ours:
+            modes.append(torch.is_inference_mode_enabled())
+        return move(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    with torch.inference_mode():
+        management.unload_all_models()
+        management.load_models_gpu([critic.patcher])
+        critic.patcher.partially_unload(critic.patcher.offload_device, 1e9)
+        management.unload_all_models()
+    assert modes
+    assert not any(modes)
+
+
+def test_a_critic_that_nobody_holds_is_gone(run, vlm_folder):
+    critic = run("LoadVLMCritic", **{**LOAD, "dtype": "float16"})[0]
+    patcher, model = weakref.ref(critic.patcher), weakref.ref(critic._critic.model)
+    with critic.resident():
+        pass
+    del critic
+    gc.collect()
+    assert patcher() is None
+    assert model() is None
+
+
+def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
+    """And the generator lets go of its weights while the critic works."""
+    together = distil(loss=loss_of(critic), memory="keep both loaded")[0]
+    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    making, judged_amid = [], []
+    training, log_likelihood = kind.training, critic.log_likelihood
+
+    @contextmanager
+    def watched_training(self):
+        making.append(True)
+        with training(self):
+            yield self
+        making.pop()
+
+    def watched_log_likelihood(*args):
+        judged_amid.append(bool(making))
+        return log_likelihood(*args)
+
+    monkeypatch.setattr(kind, "training", watched_training)
+    monkeypatch.setattr(critic, "log_likelihood", watched_log_likelihood)
+    in_turns = distil(loss=loss_of(critic), memory="take turns")[0]
+    assert judged_amid == [False] * 3
+    for name, tensor in together.items():
+        assert (in_turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+    distil(loss=loss_of(critic))  # auto, on a CPU
+    assert judged_amid == [False] * 3 + [True] * 3
+
+
+def test_turns_are_taken_where_the_device_is_too_small(distil, critic, loss_of, demo_models, pack, monkeypatch):
+    import comfy.model_management as management
+
+    node = sys.modules[f"{pack.__name__}.nodes.distill"]
+    generator = SimpleNamespace(model=demo_models[0], vae=demo_models[2])
+    critics = {"default": critic, "demo": demo_models[3]}
+    assert node.fit_together(generator, critics)
+    weights = [p.model_size() for p in (demo_models[0], demo_models[2].patcher, critic.patcher)]
+    monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
+    for room, fit in ((1.45, True), (1.35, False)):
+        monkeypatch.setattr(management, "get_total_memory", lambda _, room=room: room * sum(weights) + 1000)
+        assert node.fit_together(generator, critics) == fit
+
+
+def test_a_contrast_is_asked_too(run, distil, critic, monkeypatch):
+    asked, log_likelihood = [], critic.log_likelihood
+
+    def watched(images, questions):
+        asked.append([(q.text, q.answer) for q in questions])
+        return log_likelihood(images, questions)
+
+    monkeypatch.setattr(critic, "log_likelihood", watched)
+    question = run("VLMQuestion", question="Is it day?", answer="Yes", weight=1.0, contrast=" No ")[0]
+    loss = run("VQALoss", critic=critic, questions={"question0": question})[0]
+    assert len(distil(loss=loss)[1]["loss"]) == 3
+    assert asked == [[("Is it day?", "Yes"), ("Is it day?", "No")]] * 3
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_critic_trains(run, distil, vlm_folder, loss_of, quantization):
+    pytest.importorskip("bitsandbytes")
+    critic = run("LoadVLMCritic", **LOAD, quantization=quantization, gradient_checkpointing=True)[0]
+    assert len(distil(loss=loss_of(critic))[1]["loss"]) == 3
+    assert critic.info.dtype == f"{quantization}, float32"
+
+
+def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_folder, pack, monkeypatch):
+    fetched = []
+
+    def download(repository, folder, on_progress):
+        fetched.append(repository)
+        on_progress(1, 2)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(vlm_folder.resolve())
+
+    module = import_module(f"{pack.__name__}.critics.downloading")
+    monkeypatch.setattr(module, "download_folder", download)
+    node = nodes["DualProcessLoadVLMCritic"]
+    assert node.validate_inputs("nowhere") is not True
+    assert node.validate_inputs("nowhere", "hub/tiny") is True
+    first = run("LoadVLMCritic", **{**LOAD, "model": "nowhere"}, download="hub/tiny")[0]
+    assert fetched == ["hub/tiny"]
+    again = run("LoadVLMCritic", **{**LOAD, "model": "hub/tiny"})[0]
+    assert again is first
+    assert run("LoadVLMCritic", **LOAD, download="hub/tiny")[0] is first
+    assert fetched == ["hub/tiny"]
+    with pytest.raises(Exception, match="Hugging Face id such as"):
+        run("LoadVLMCritic", **LOAD, download="../elsewhere")
+    (comfy / "models" / "VLM" / "hub" / "tiny").unlink()
