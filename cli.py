@@ -35,6 +35,16 @@ class ControlName(str, Enum):
     night = "night"
 
 
+class Quantization(str, Enum):
+    """Bits of a critic's weights."""
+
+    eight = "8bit"
+    four = "4bit"
+
+
+QUANTIZATION_HELP = "Load the critic in 8 or 4 bits (needs bitsandbytes)."
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Shows the pack's own errors as one message without a traceback."""
@@ -144,6 +154,10 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
     checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing: less memory, more time.")] = False,
+    quantization: Annotated[Quantization | None, typer.Option(help=QUANTIZATION_HELP)] = None,
+    take_turns: Annotated[
+        bool, typer.Option(help="Generator and critic take turns on the device: less memory, more time, same LoRA.")
+    ] = False,
 ) -> None:
     """Distils a recipe into a LoRA."""
     with clear_errors():
@@ -166,12 +180,28 @@ def train(
             width=plan.width,
             num_inference_steps=plan.num_inference_steps,
             gradient_checkpointing=checkpointing,
+            offload=take_turns,
         )
-        judge = load_critic(critic, device=device)
+        judge = load_critic(
+            critic,
+            device=device,
+            quantization=quantization and quantization.value,
+            offload=take_turns and quantization is None,
+            gradient_checkpointing=checkpointing,
+        )
         checkpoint = output / "checkpoint.safetensors"
         with StopOnInterrupt() as should_stop, progress_bar(plan.train_steps) as on_step:
             try:
-                result = distill(maker, judge, plan, on_step, should_stop, checkpoint if resume else None, checkpoint)
+                result = distill(
+                    maker,
+                    judge,
+                    plan,
+                    on_step,
+                    should_stop,
+                    resume_from=checkpoint if resume else None,
+                    checkpoint_path=checkpoint,
+                    take_turns=take_turns,
+                )
             except DistillationDiverged as error:
                 _save_partial(error.result, output)
                 raise
@@ -194,6 +224,7 @@ def ask(
     question: Annotated[str, typer.Option(help="What to ask.")],
     answer: Annotated[str, typer.Option(help="The answer whose probability is shown.")] = "Yes",
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
+    quantization: Annotated[Quantization | None, typer.Option(help=QUANTIZATION_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON.")] = False,
 ) -> None:
     """Asks a critic one question about a picture."""
@@ -208,7 +239,7 @@ def ask(
             pixels = pil_to_tensor(Image.open(image).convert("RGB"))[None].float() / 255
         except OSError as error:
             raise DualProcessError(f"Could not read the picture {image}: {error}.") from error
-        model = load_critic(critic, device=device)
+        model = load_critic(critic, device=device, quantization=quantization and quantization.value)
         probability = float(model.log_likelihood(pixels, [Question(question, answer)]).exp())
         reply = model.answer(pixels, question)[0]
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -54,9 +54,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise CriticError(f"Expected a device such as 'cuda' or 'cpu', got {device!r}.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise CriticError(f"Expected a device of this machine, got {str(device)!r}, but torch finds no GPU; use 'cpu'.")
+    return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -144,6 +147,10 @@ def load_model(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        if broken := [file.name for file in sorted(folder.glob("*.safetensors")) if not _is_readable(file)]:
+            raise CriticError(
+                f"The weight files {', '.join(broken)} in {folder} are broken ({error}): download them again."
+            ) from error
         raise CriticError(f"Could not load the model in {folder}: {error}") from error
     model, report = loaded
     if report["missing_keys"]:  # transformers only warns and fills in random numbers
@@ -153,6 +160,14 @@ def load_model(
         model.to(device)
     model.generation_config = _greedy(model.generation_config)
     return model.eval().requires_grad_(False)
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:

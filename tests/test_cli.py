@@ -56,6 +56,15 @@ def test_train_writes_its_files(recipe, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 3
 
 
+def test_turns_train_the_same_lora(recipe, tmp_path):
+    for name, options in {"together": [], "turns": ["--take-turns", "--checkpointing"]}.items():
+        result = CliRunner().invoke(app, [*arguments(recipe, tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+    together, turns = (read_tensors(tmp_path / name / "lora.safetensors")[0] for name in ("together", "turns"))
+    for name, tensor in together.items():
+        assert (turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
 def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
     recipe.write_text(RECIPE.format(steps=100000))
     output = tmp_path / "out"

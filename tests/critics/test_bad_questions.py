@@ -13,6 +13,7 @@ from dual_process.distillation.errors import CriticError
         (torch.rand(1, 4, 56, 56), r"\[B, 3, H, W\].*got \[1, 4, 56, 56\]"),
         (torch.rand(1, 56, 56, 3), r"\[B, 3, H, W\].*got \[1, 56, 56, 3\]"),
         (torch.rand(0, 3, 56, 56), r"none of them zero"),
+        (torch.rand(1, 3, 0, 56), r"none of them zero"),
         ([[0.5]], r"got list"),
         (torch.zeros(1, 3, 56, 56, dtype=torch.uint8), r"float dtype.*uint8.*divide by 255"),
         (torch.full((1, 3, 56, 56), 255.0), r"\[0, 1\], got 255 to 255"),
@@ -45,6 +46,7 @@ def test_images_may_exceed_the_range_by_rounding(critics, images, ask):
         ("dark ?", None, "answer of at least one word"),
         ("dark ?", "\u200b", "is nothing to the critic's tokenizer"),
         ("dark ?", "zebra", "does not know every word of the answer 'zebra'"),
+        ("dark " * 600 + "?", "Yes", r"takes \d{3} tokens, but the critic's context ends at 512. Shorten the question"),
         ("is <|image_pad|> dark ?", "Yes", r"processor refused a 84×56 image.*image_pad"),
     ],
 )

@@ -97,8 +97,12 @@ def test_weights_that_lack_a_tensor(folder):
 
 
 def test_weights_that_are_broken(folder):
-    (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CriticError, match="Could not load"):
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(CriticError, match=rf"weight files {shard.name} in .* are broken .* download them again"):
         load_critic(folder, device="cpu")
 
 
@@ -139,10 +143,12 @@ def test_an_image_processor_without_gradient(folder, monkeypatch):
         ({"dtype": "float99"}, "float dtype such as"),
         ({"dtype": torch.int8}, "float dtype such as"),
         ({"device": "toaster"}, "device such as"),
+        ({"device": "cuda"}, "torch finds no GPU; use 'cpu'"),
         ({"quantization": "3bit"}, "None, '8bit' or '4bit'"),
     ],
 )
-def test_settings(folder, settings, message):
+def test_settings(folder, settings, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CriticError, match=message):
         load_critic(folder, **{"device": "cpu", **settings})
 
