@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .distillation.errors import DualProcessError
-from .distillation.result import DistillationDiverged, DistillationResult, Preview, StepReport
+from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
 
 app = typer.Typer(
     help="Teach an image generator new controls by asking a vision-language model about its pictures.",
@@ -133,7 +133,7 @@ def demo(
         with StopOnInterrupt() as should_stop, progress_bar(chosen.recipe.train_steps) as on_step:
             try:
                 run = run_control(chosen, generator, critic, folder, pairs, on_step, should_stop, checkpoint)
-            except DistillationDiverged as error:
+            except DistillationError as error:
                 _save_partial(error.result, folder)
                 raise
         if run.result.stop_reason == "interrupted":
@@ -202,7 +202,7 @@ def train(
                     checkpoint_path=checkpoint,
                     take_turns=take_turns,
                 )
-            except DistillationDiverged as error:
+            except DistillationError as error:
                 _save_partial(error.result, output)
                 raise
         _save_partial(result, output)

@@ -12,12 +12,21 @@ from .errors import (
 from .interfaces import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
 from .loop import distill
 from .recipe import Question, Recipe
-from .result import DistillationDiverged, DistillationResult, Preview, StepReport
+from .result import (
+    DistillationDiverged,
+    DistillationError,
+    DistillationFailed,
+    DistillationResult,
+    Preview,
+    StepReport,
+)
 
 __all__ = [
     "Critic",
     "CriticError",
     "DistillationDiverged",
+    "DistillationError",
+    "DistillationFailed",
     "DistillationResult",
     "Draw",
     "DualProcessError",

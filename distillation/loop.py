@@ -14,12 +14,19 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .draws import draw_batch
-from .errors import RecipeError, StopRequested
+from .errors import DualProcessError, RecipeError, StopRequested
 from .interfaces import Critic, Draw, Estimate, Generator
 from .loss import check_questions, vqa_loss
 from .recipe import Recipe
 from .regularizers import range_penalty, velocity_distance
-from .result import DistillationDiverged, DistillationResult, Preview, StepReport, mean_probability
+from .result import (
+    DistillationDiverged,
+    DistillationFailed,
+    DistillationResult,
+    Preview,
+    StepReport,
+    mean_probability,
+)
 
 OnStep = Callable[[StepReport, Preview], None]
 
@@ -52,6 +59,8 @@ def distill(
         RecipeError: the recipe does not fit the generator or the critics.
         LoraFileError: the checkpoint cannot be read, or is of another recipe or model.
         DistillationDiverged: a loss or gradient was not finite; its `result` holds the last good LoRA.
+        DistillationFailed: a step after the first failed for another reason, its cause, such as full memory; its
+            `result` holds the LoRA so far.
     """
     critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
     if checkpoint_every < 1:
@@ -119,6 +128,12 @@ def distill(
                     on_step(history[-1], batches[-1].preview)
     except StopRequested:
         return result("interrupted")
+    except DualProcessError:
+        raise
+    except Exception as error:
+        if not history:
+            raise
+        raise DistillationFailed(len(history) + 1, error, result("failed")) from error
     return result("completed")
 
 

@@ -49,7 +49,8 @@ class Preview:
 class DistillationResult:
     """A trained (or partly trained) LoRA and how it came to be.
 
-    `stop_reason` is "completed", "early_stop" (every P(answer) stayed above the threshold), or "interrupted".
+    `stop_reason` is "completed", "early_stop" (every P(answer) stayed above the threshold), "interrupted", or in the
+    result of a `DistillationError` "diverged" or "failed".
     """
 
     generator: Generator
@@ -130,7 +131,24 @@ class DistillationResult:
         }
 
 
-class DistillationDiverged(DualProcessError):
+class DistillationError(DualProcessError):
+    """A run ended before its time; `result` holds the LoRA and the steps until then."""
+
+    result: DistillationResult
+
+
+class DistillationFailed(DistillationError):
+    """A step failed for a reason outside the engine, such as full memory: the cause of this error."""
+
+    def __init__(self, step: int, cause: Exception, result: DistillationResult) -> None:
+        super().__init__(
+            f"Step {step} failed ({type(cause).__name__}: {cause}), so training stopped there; the LoRA of step "
+            f"{step - 1} is kept."
+        )
+        self.step, self.cause, self.result = step, cause, result
+
+
+class DistillationDiverged(DistillationError):
     """A loss or gradient was not finite; `result` holds the last good LoRA and the steps before."""
 
     def __init__(self, step: int, what: str, result: DistillationResult) -> None:

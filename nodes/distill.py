@@ -284,18 +284,21 @@ def fit_together(generator: Any, critics: dict[str, Any]) -> bool:
 
 
 def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress, take_turns: bool) -> Any:
-    """The result of a whole run. One that was cancelled or went astray is written down first.
+    """The result of a whole run. One that was cancelled, failed or went astray is written down first.
 
     Raises:
         InterruptProcessingException: the user cancelled.
         DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
     """
-    from ..distillation import DistillationDiverged, DualProcessError, distill
+    from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
 
     try:
         result = distill(generator, critics, recipe, progress, progress.is_cancelled, take_turns=take_turns)
     except DistillationDiverged as error:
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
+    except DistillationFailed as error:
+        log.error("%s It is %s", error, keep(error.result))
+        raise error.cause from None  # ComfyUI knows what to do where memory is full
     if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step
         stop(result)
     return result

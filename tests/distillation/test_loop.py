@@ -11,7 +11,15 @@ from fakes import SIZE, FakeCritic, FakeGenerator, recipe
 from torch.nn import functional as F
 
 from dual_process import overlays
-from dual_process.distillation import DistillationDiverged, LoraFileError, Question, RecipeError, StopRequested, distill
+from dual_process.distillation import (
+    DistillationDiverged,
+    DistillationFailed,
+    LoraFileError,
+    Question,
+    RecipeError,
+    StopRequested,
+    distill,
+)
 from dual_process.distillation.draws import draw_batch
 
 LINE = overlays.horizon(0.4, thickness=0.3)
@@ -260,6 +268,27 @@ def test_not_a_number_keeps_the_last_good_lora(poisoned, tmp_path):
     path = caught.value.result.save_checkpoint(tmp_path / "c.safetensors")
     resumed = distill(FakeGenerator(), FakeCritic(), recipe(), resume_from=path)
     assert same(lora(resumed), lora(distill(FakeGenerator(), FakeCritic(), recipe())))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_step_that_fails_keeps_the_lora(step):
+    class Failing(FakeCritic):
+        def log_likelihood(self, images, questions):
+            if len(self.calls) == step - 1:
+                raise MemoryError("no room")
+            return super().log_likelihood(images, questions)
+
+    if step == 1:  # nothing to keep
+        with pytest.raises(MemoryError, match="no room"):
+            distill(FakeGenerator(), Failing(), recipe())
+        return
+    with pytest.raises(DistillationFailed, match=r"Step 4 failed \(MemoryError: no room\).*step 3 is kept") as caught:
+        distill(FakeGenerator(), Failing(), recipe())
+    assert isinstance(caught.value.__cause__, MemoryError)
+    partial = caught.value.result
+    assert (partial.steps, partial.stop_reason) == (3, "failed")
+    wanted = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3)).generator.lora_state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in partial.generator.lora_state_dict().items())
 
 
 def test_not_a_number_in_the_gradient_alone():

@@ -219,6 +219,24 @@ def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pa
         distil(train_steps=9)
 
 
+def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay, kept_steps):
+    import sys
+
+    loop = sys.modules[f"{pack.__name__}.distillation.loop"]
+    vqa_loss, calls = loop.vqa_loss, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return vqa_loss(*args)
+
+    monkeypatch.setattr(loop, "vqa_loss", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        distil(train_steps=9)
+    assert kept_steps() == 2
+
+
 def test_ask_shows_replies_and_probabilities(run, demo_models, distil):
     _, _, before, _ = distil().args
     questions = {
