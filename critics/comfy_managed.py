@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distillation.interfaces import AskedQuestion, ModelInfo
+from .loading import choose_device
 from .transformers_critic import TransformersCritic, load_critic
 
 TOKENS = 2048  # of a prompt with its image, to estimate the memory that a gradient takes
@@ -97,7 +98,7 @@ def load_managed_critic(
     Raises:
         CriticError: the folder or the settings cannot make a critic.
     """
-    place = comfy.model_management.get_torch_device() if device is None else torch.device(device)
+    place = comfy.model_management.get_torch_device() if device is None else choose_device(device)
     if quantization is not None:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         comfy.model_management.free_memory(size, place)

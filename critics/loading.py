@@ -51,15 +51,17 @@ def find_folder(path: str | Path, download: bool) -> Path:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; None is cuda if there is one, else cpu."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise CriticError(f"Expected a device such as 'cuda' or 'cpu', got {device!r}.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise CriticError(f"Expected a device of this machine, got {str(device)!r}, but torch finds no GPU; use 'cpu'.")
-    return chosen
+    # "cuda" is written out as ComfyUI and tensors do, to compare equal to their devices.
+    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
