@@ -10,7 +10,7 @@ import torch
 from comfy_models import SIZE, conditionings, diffusers_generator, write_files
 
 from dual_process.distillation import Draw, GeneratorError, StopRequested
-from dual_process.generators.diffusers_flux import pack
+from dual_process.generators.flux_latents import pack
 
 pytestmark = pytest.mark.comfyui
 EMPTY = {"samples": torch.zeros(1, 16, SIZE // 8, SIZE // 8)}
