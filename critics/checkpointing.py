@@ -15,9 +15,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def checkpointed_layers(model: Any) -> Iterator[None]:
     """While entered, forward passes keep only each layer's input; the backward pass computes the layer again.
 
-    Dropout stays off: only the layers themselves are told that they train, not what is inside them.
+    Dropout stays off: only the layers themselves are told that they train, not what is inside them, and those that
+    drop out themselves are left alone.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) and not isinstance(getattr(module, "dropout", None), float)
+    ]
     try:
         for layer in layers:
             layer.gradient_checkpointing = layer.training = True

@@ -7,151 +7,34 @@ The very weights that encode prompts judge the pictures, so no second copy is lo
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import comfy.model_management
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ..comfy_borrowing import overridden_forward
 from ..distillation.errors import CriticError, StopRequested
 from ..distillation.fingerprint import weights_sha256
 from ..distillation.interfaces import AskedQuestion, ModelInfo
 from .comfy_differentiable import differentiable
+from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL
+from .comfy_managed import TOKENS
 from .preprocessing import check_images
-from .prompting import check_question, check_text
+from .prompting import Encoded, check_question, check_text
+from .shared_prefix import SharedPrompts, share
 
-MIN_PIXELS = 256 * 256
 MAX_PIXELS = 1024 * 1024
 COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen3-VL's larger pictures by itself
 CACHED_PROMPTS = 64
 
 log = logging.getLogger(__name__)
-
-
-class Family(Protocol):
-    """What a family of models has of its own. `model` is ComfyUI's module of the whole model."""
-
-    name: str
-    image_token: int
-
-    def prompt(self, tokenizer: Any, text: str) -> str:
-        """The model's chat template around one image and a question, up to where the model's turn begins."""
-        ...
-
-    def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        """Height and width at which the model sees a picture; ComfyUI leaves a picture of this size as it is."""
-        ...
-
-    def blocks(self, model: Any) -> list[nn.Module]:
-        """The parts that hold nearly all of the weights, each small beside the whole."""
-        ...
-
-    def vision_output(self, model: Any) -> nn.Module:
-        """The last layer that a picture passes on its way to the language model."""
-        ...
-
-    def context(self, model: Any, embeds: Tensor, info: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the language model has to know of the image among the embeddings [1, L, D]."""
-        ...
-
-    def corrected(self, model: Any) -> AbstractContextManager[None]:
-        """While entered, ComfyUI's model computes what transformers' does."""
-        ...
-
-
-class Qwen3VL:
-    name = "Qwen3-VL"
-    image_token = 151655
-
-    def prompt(self, tokenizer: Any, text: str) -> str:
-        image = "<|vision_start|><|image_pad|><|vision_end|>"
-        return f"<|im_start|>user\n{image}{text}<|im_end|>\n<|im_start|>assistant\n"
-
-    def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        side = model.visual.patch_size * model.visual.spatial_merge_size
-        rows, columns = max(1, round(height / side)), max(1, round(width / side))
-        pixels = rows * columns * side**2
-        if pixels > max_pixels:
-            scale = math.sqrt(max_pixels / (height * width)) / side
-            rows, columns = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
-        elif pixels < MIN_PIXELS:  # as its preprocessor_config.json says
-            scale = math.sqrt(MIN_PIXELS / (height * width)) / side
-            rows, columns = math.ceil(height * scale), math.ceil(width * scale)
-        return rows * side, columns * side
-
-    def blocks(self, model: Any) -> list[nn.Module]:
-        visual, language = model.visual, model.model
-        head = [language.lm_head] if language.config.lm_head else []
-        return [*visual.blocks, visual.merger, *visual.deepstack_merger_list, *language.layers, *head]
-
-    def vision_output(self, model: Any) -> nn.Module:
-        return model.visual.merger.linear_fc2
-
-    def context(self, model: Any, embeds: Tensor, info: list[dict[str, Any]]) -> dict[str, Any]:
-        positions, mask, deepstack = model.build_image_inputs(embeds, info)
-        return {"position_ids": positions, "visual_pos_masks": mask, "deepstack_embeds": deepstack}
-
-    def corrected(self, model: Any) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-class Gemma4:
-    name = "Gemma 4"
-    image_token = 258880
-    soft_tokens = 280  # the budget of one picture, whatever its size
-
-    def prompt(self, tokenizer: Any, text: str) -> str:
-        # The large models answer at once behind a closed thought, the small ones without it: so they were trained.
-        thought = "<|channel>thought\n<channel|>" if getattr(tokenizer, "prime_empty_thought", False) else ""
-        return f"<|turn>user\n<|image><|image|><image|>{text.strip()}<turn|>\n<|turn>model\n{thought}"
-
-    def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        side = model.vision_model.patch_size * model.vision_model.pooling_kernel_size
-        scale = math.sqrt(self.soft_tokens * side**2 / (height * width))
-        rows, columns = math.floor(scale * height / side), math.floor(scale * width / side)
-        if rows == 0:
-            rows, columns = 1, min(width // height, self.soft_tokens)
-        elif columns == 0:
-            rows, columns = min(height // width, self.soft_tokens), 1
-        return rows * side, columns * side
-
-    def blocks(self, model: Any) -> list[nn.Module]:
-        encoder = getattr(model.vision_model, "encoder", None)  # the 12B has none
-        return [*(() if encoder is None else encoder.layers), *model.model.layers]
-
-    def vision_output(self, model: Any) -> nn.Module:
-        return model.multi_modal_projector.embedding_projection
-
-    def context(self, model: Any, embeds: Tensor, info: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"embeds_info": info}
-
-    @contextmanager
-    def corrected(self, model: Any) -> Iterator[None]:
-        # An image's tokens see one another in the large models' sliding layers only; ComfyUI lets them in all layers.
-        bidirectional = model.model.config.vision_bidirectional
-        layers = [layer for layer in model.model.layers if bidirectional and not layer.sliding_attention]
-        handles = [layer.register_forward_pre_hook(_mask_what_follows, with_kwargs=True) for layer in layers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def _mask_what_follows(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    mask = kwargs["attention_mask"]  # [L, L], added to the scores; none while a reply is written token by token
-    if mask is None:
-        return args, kwargs
-    follows = torch.ones_like(mask, dtype=torch.bool).triu(1)
-    return args, {**kwargs, "attention_mask": mask.masked_fill(follows, torch.finfo(mask.dtype).min)}
-
 
 FAMILIES: dict[str, Family] = {"Qwen3VL": Qwen3VL(), "Gemma4Base": Gemma4()}  # by the names of ComfyUI's classes
 GEMMA3 = "a Gemma 3, of whose pictures ComfyUI shows it the middle only, and masks them unlike the original"
@@ -265,12 +148,16 @@ class ClipCritic:
             raise CriticError("Expected at least one question, got none.")
         prompts = [self._prompt(*check_question(question)) for question in questions]
         self._load()
-        model = self._model
-        with self._family.corrected(model), differentiable(model, self._family.blocks(model)):
-            rows = []
-            for image in images:
-                seen = self._look(image)
-                rows.append(torch.stack([self._log_probability(seen, prompt) for prompt in prompts]))
+        model, blocks = self._model, self._family.blocks(self._model)
+        with differentiable(model, blocks):
+            seen = [self._look(image) for image in images]
+        asked = self._ask(prompts, seen[0])
+        with (
+            self._family.corrected(model),
+            _masked_as_alone(model.model.layers, asked),
+            differentiable(model, blocks),
+        ):
+            rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
         return torch.stack(rows).to(images.device)
 
     def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
@@ -292,12 +179,17 @@ class ClipCritic:
         device = self.patcher.load_device
         if self.patcher not in comfy.model_management.loaded_models() or not self._is_on(device):
             with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
-                comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+                comfy.model_management.load_models_gpu([self.patcher], self._working_memory(), force_full_load=True)
         if not self._is_on(device):
             raise CriticError(
                 f"The critic {self._family.name} does not fit into the memory of {device} beside what else is needed. "
                 "Use a smaller or quantised file of it, or start ComfyUI without --novram."
             )
+
+    def _working_memory(self) -> int:
+        """Bytes that a gradient takes: the input of every layer, and all of the one that is computed again."""
+        config = self._model.model.config
+        return 4 * TOKENS * config.hidden_size * (config.num_hidden_layers + 17)  # float32; see ManagedCritic
 
     def _is_on(self, device: torch.device) -> bool:
         return all(parameter.device.type == device.type for parameter in self._model.parameters())
@@ -314,34 +206,71 @@ class ClipCritic:
         embeds, extra = self._model.preprocess_embed(image_side, device=device)
         return _Seen(embeds.reshape(1, -1, embeds.shape[-1]).float(), extra)
 
-    def _log_probability(self, seen: _Seen, prompt: _Prompt) -> Tensor:
-        model, answer = self._model, prompt.answer
-        embeds, ids, context = self._embed(seen, prompt)
+    def _ask(self, prompts: Sequence[_Prompt], seen: _Seen) -> SharedPrompts:
+        """The prompts in one sequence around the place of such an image."""
+        image = [self._family.image_token] * seen.embeds.shape[1]
+        rows = []
+        for prompt in prompts:
+            ids = prompt.before + image + prompt.after + prompt.answer[:-1]
+            rows.append(Encoded({"input_ids": torch.tensor([ids])}, torch.tensor(prompt.answer, dtype=torch.long), {}))
+        asked = share(rows, self._family.image_token, self.patcher.load_device)
+        assert asked is not None  # no template has anything of the question before the image
+        return asked
+
+    def _log_probabilities(self, seen: _Seen, asked: SharedPrompts, questions: int) -> Tensor:
+        model = self._model
+        embeds, ids, context = self._embed(seen, asked)
         hidden = model.model(None, embeds=embeds, input_ids=ids, **context)[0]
-        logits = model.logits(hidden[0, -len(answer) :, None])[:, 0]  # [A, 1, D] -> [A, vocabulary]
-        targets = torch.tensor(answer, device=logits.device)
-        return -F.cross_entropy(logits.float(), targets, reduction="sum")
+        logits = model.logits(hidden[0, asked.predicting, None])[:, 0]  # [T, 1, D] -> [T, vocabulary]
+        scores = -F.cross_entropy(logits.float(), asked.targets, reduction="none")
+        return scores.new_zeros(questions).index_add(0, asked.question, scores)
 
     def _reply(self, seen: _Seen, prompt: _Prompt, max_new_tokens: int) -> str:
-        embeds, ids, context = self._embed(seen, prompt)
+        embeds, ids, context = self._embed(seen, self._ask([prompt], seen))
         reply = self._model.generate(
             embeds, do_sample=False, max_length=max_new_tokens, initial_input_ids=ids, **context
         )
         return self._decode(reply).strip()
 
-    def _embed(self, seen: _Seen, prompt: _Prompt) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Embeddings [1, L, D] up to the answer's last token, ids [1, L] with 0 for the image, and the context."""
+    def _embed(self, seen: _Seen, asked: SharedPrompts) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Embeddings [1, L, D], ids [1, L] with 0 for the image, and the context."""
         model, device = self._model, self.patcher.load_device
-        behind = prompt.after + prompt.answer[:-1]
-        start, length = len(prompt.before), seen.embeds.shape[1]
-        tokens = torch.tensor([prompt.before + behind], device=device)
-        text = model.get_input_embeddings()(tokens, out_dtype=torch.float32)
+        ids = asked.inputs["input_ids"]
+        is_image = ids == self._family.image_token
+        start, length = int(is_image.int().argmax()), seen.embeds.shape[1]
+        ids = ids.masked_fill(is_image, 0)
+        text = model.get_input_embeddings()(ids, out_dtype=torch.float32)
         # As when ComfyUI lets such models write; float32 would make a copy of every half-precision weight.
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-        embeds = torch.cat([text[:, :start], seen.embeds, text[:, start:]], dim=1).to(dtype)
-        ids = torch.tensor([prompt.before + [0] * length + behind], device=device)
+        embeds = torch.cat([text[:, :start], seen.embeds, text[:, start + length :]], dim=1).to(dtype)
         info = [{"type": "image", "index": start, "size": length, "extra": seen.extra}]
-        return embeds, ids, self._family.context(model, embeds, info)
+        return embeds, ids, self._family.context(model, embeds, info, asked.place)
+
+
+@contextmanager
+def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
+    """While entered, every prompt's rest is hidden from the others', and sees what it would see if it were alone."""
+    place, part = asked.place, asked.part
+    unrelated = (part != 0) & (part != part[:, None])  # [L, L], keys last
+
+    def mask(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = kwargs["attention_mask"]  # [L, L], added to the scores; what it hides depends on places alone
+        alone = given[..., place, :][..., place].masked_fill(unrelated, torch.finfo(given.dtype).min)
+        return args, {**kwargs, "attention_mask": alone}
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(overridden_forward(layer, partial(_hooked, layer.self_attn, mask, layer.forward)))
+        yield
+
+
+def _hooked(attention: Any, hook: Callable[..., Any], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward with a hook on its attention, which gets the masks that the layer has added its own to.
+
+    The hook goes with the forward so as to be there when the layer is computed again in the backward pass.
+    """
+    with attention.register_forward_pre_hook(hook, with_kwargs=True):
+        return forward(*args, **kwargs)
 
 
 def _find_family(clip: Any) -> Family:

@@ -91,7 +91,7 @@ def load_managed_critic(
     Args:
         folder: as transformers writes it.
         device: None is ComfyUI's own device.
-        dtype: None is bfloat16 on a GPU, else float32.
+        dtype: None is float32 on the CPU, else bfloat16.
         quantization: None, "8bit" or "4bit".
         gradient_checkpointing: whether the backward pass computes each layer again.
 

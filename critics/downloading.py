@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ..distillation.errors import CriticError
 
+CONFIG = "config.json"
 FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt")
 # With those of the library by which huggingface_hub speaks, which has changed over time:
 NETWORK_ERRORS: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
@@ -30,29 +32,46 @@ def check_repository(repository: str) -> None:
         raise CriticError(f"Expected a Hugging Face id such as 'Qwen/Qwen2.5-VL-3B-Instruct', got {repository!r}.")
 
 
-def download_folder(repository: str, folder: Path, on_progress: Callable[[int, int], None]) -> None:
+def download_folder(
+    repository: str,
+    folder: Path,
+    is_wanted: Callable[[dict[str, Any]], bool],
+    on_progress: Callable[[int, int], None],
+) -> None:
     """Fetches the newest version's weights, configuration and tokenizer; what an earlier attempt has left is used.
+
+    config.json, by which a folder is known as a model's, gets its name when all else is there.
 
     Args:
         repository: a Hugging Face id.
         folder: where the files go.
+        is_wanted: told the contents of config.json before anything else is fetched.
         on_progress: called with the bytes so far and all bytes; what it raises stops the download.
 
     Raises:
-        CriticError: no such model, or the network failed; the files so far stay for the next attempt.
+        CriticError: no such model, one that is not wanted, or the network failed; the files so far stay for the next
+            attempt.
     """
     check_repository(repository)
     try:
         hub = HfApi()
         model = hub.model_info(repository, files_metadata=True)
         files = [f for f in model.siblings or [] if _is_needed(f.rfilename)]
+        files.sort(key=lambda f: f.rfilename != CONFIG)
         total, done = sum(f.size or 0 for f in files), 0
         folder.mkdir(parents=True, exist_ok=True)
+        early = folder / f"{CONFIG}.incomplete"
         for file in files:
+            target = early if file.rfilename == CONFIG else folder / file.rfilename
             url = hf_hub_url(repository, file.rfilename, revision=model.sha)
-            _fetch(url, folder / file.rfilename, _bar(lambda n, before=done: on_progress(before + n, total)))
+            _fetch(url, target, _bar(lambda n, before=done: on_progress(before + n, total)))
+            if target == early and not is_wanted(json.loads(early.read_text(encoding="utf-8"))):
+                raise CriticError(f"{repository!r} is no vision-language model that answers in text. Choose another.")
             done += file.size or 0
             on_progress(done, total)
+        early.replace(folder / CONFIG)
+    except CriticError:
+        raise
     except NETWORK_ERRORS as error:
         raise CriticError(
             f"Could not download {repository!r}: {error}. What has arrived stays in {folder}; run again to go on."

@@ -66,7 +66,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
     chosen: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise CriticError(f"Expected a float dtype such as 'bfloat16' or 'float32', got {dtype!r}.")

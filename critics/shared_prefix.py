@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -23,6 +23,7 @@ from .prompting import Encoded
 ATTENTION = "sdpa_shared_prefix"  # our name in transformers' registers
 # A token of their prompts sees the tokens behind it: what is shared depends on what is not.
 BIDIRECTIONAL_PROMPTS = ("paligemma", "colpali")
+MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # by transformers' names
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ class SharedPrompts:
 
 
 def can_share(model: Any) -> bool:
-    """Whether prompts of this model can share their beginning."""
+    """Whether prompts of this model can share their beginning.
+
+    Masks cannot keep apart what a recurrent layer or a convolution hands on from token to token.
+    """
     text = model.config.get_text_config()
-    return text._attn_implementation == "sdpa" and model.config.model_type not in BIDIRECTIONAL_PROMPTS
+    masked = set(getattr(text, "layer_types", None) or ()) <= MASKED_LAYERS
+    convolves = any(isinstance(module, nn.Conv1d) for module in model.get_decoder().modules())
+    bidirectional = model.config.model_type in BIDIRECTIONAL_PROMPTS
+    return text._attn_implementation == "sdpa" and masked and not convolves and not bidirectional
 
 
 def share(rows: Sequence[Encoded], image_token: int | None, device: torch.device | str) -> SharedPrompts | None:
@@ -63,8 +70,11 @@ def share(rows: Sequence[Encoded], image_token: int | None, device: torch.device
         own = torch.arange(len(tokens) - len(row.answer), len(tokens))  # each predicts the token behind it
         predicting.append(torch.where(own < common, own, own - common + start))
         question.append(torch.full_like(own, index))
+    inputs = {name: _join([row.text_side[name] for row in rows], common) for name in rows[0].text_side}
+    # Without a mask transformers would take the places for those of several texts packed together.
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     return SharedPrompts(
-        {name: _join([row.text_side[name] for row in rows], common).to(device) for name in rows[0].text_side},
+        {name: value.to(device) for name, value in inputs.items()},
         place.to(device),
         part.to(device),
         torch.cat(predicting).to(device),
@@ -81,7 +91,9 @@ def _common_length(ids: Sequence[Tensor]) -> int:
 
 
 def _join(values: Sequence[Tensor], common: int) -> Tensor:
-    """Joins the prompts' [1, L] or [1, L, …] as the prompts are joined."""
+    """Joins the prompts' [1, L] or [1, L, …] as the prompts are joined; takes the first of what is no sequence."""
+    if values[0].ndim < 2:
+        return values[0]
     return torch.cat([values[0][:, :common], *(value[:, common:] for value in values)], dim=1)
 
 

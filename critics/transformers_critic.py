@@ -49,7 +49,7 @@ def load_critic(
     Args:
         path: a local folder as transformers writes it, or a Hugging Face id.
         device: None is cuda if there is one, else cpu.
-        dtype: None is bfloat16 on cuda, else float32.
+        dtype: None is float32 on the CPU, else bfloat16.
         quantization: None, "8bit" or "4bit" (both need bitsandbytes).
         offload: whether the weights wait in main memory and come to `device` only while the critic works.
         gradient_checkpointing: whether the backward pass computes each layer again: less memory, a third more time.

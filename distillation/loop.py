@@ -14,13 +14,14 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .draws import draw_batch
-from .errors import DualProcessError, RecipeError, StopRequested
+from .errors import RecipeError, StopRequested
 from .interfaces import Critic, Draw, Estimate, Generator
 from .loss import check_questions, vqa_loss
 from .recipe import Recipe
 from .regularizers import range_penalty, velocity_distance
 from .result import (
     DistillationDiverged,
+    DistillationError,
     DistillationFailed,
     DistillationResult,
     Preview,
@@ -128,10 +129,8 @@ def distill(
                     on_step(history[-1], batches[-1].preview)
     except StopRequested:
         return result("interrupted")
-    except DualProcessError:
-        raise
     except Exception as error:
-        if not history:
+        if not history or isinstance(error, DistillationError):
             raise
         raise DistillationFailed(len(history) + 1, error, result("failed")) from error
     return result("completed")

@@ -42,7 +42,7 @@ def save_progress(path: str | Path, history: Sequence[StepReport], labels: Seque
     loss_axis, probability_axis = figure.subplots(1, 2)
     steps = [r.step for r in history]
     _draw_series(loss_axis, steps, [r.loss for r in history], "tab:red", "VQA loss")
-    loss_axis.set_ylabel("−log P(answer), nats")
+    loss_axis.set_ylabel("loss, nats")
     for index, label in enumerate(labels):
         _draw_series(probability_axis, steps, [r.p_answer[index] for r in history], f"C{index}", label)
     probability_axis.set_ylabel("P(answer)")

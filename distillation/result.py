@@ -138,7 +138,7 @@ class DistillationError(DualProcessError):
 
 
 class DistillationFailed(DistillationError):
-    """A step failed for a reason outside the engine, such as full memory: the cause of this error."""
+    """A step after the first failed, such as for want of memory: `cause`, which is also this error's __cause__."""
 
     def __init__(self, step: int, cause: Exception, result: DistillationResult) -> None:
         super().__init__(

@@ -55,8 +55,8 @@ class ComfyGenerator:
         gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient (Flux only).
 
     Attributes:
-        loaded_with: patchers of other models that stay loaded while this one trains: the critics', where they and the
-            generator do not take turns.
+        loaded_with: patchers of other models that stay loaded while this one trains, the critics'; None where they
+            and the generator take turns.
 
     Raises:
         GeneratorError: the parts do not fit each other; the message says which and what to change.
@@ -95,7 +95,7 @@ class ComfyGenerator:
         self._lora: ComfyLora | None = None
         self._denoiser: Denoiser | None = None  # while prepared
         self._info: ModelInfo | None = None
-        self.loaded_with: list[Any] = []
+        self.loaded_with: Sequence[Any] | None = ()
 
     # What it is
 
@@ -217,8 +217,7 @@ class ComfyGenerator:
             yield self._denoiser
             return
         with ExitStack() as stack:
-            patchers = [self.vae.patcher, *self.loaded_with]
-            stack.enter_context(loaded(self.model, self.vae, patchers, self._all_conditionings, self._shape))
+            stack.enter_context(loaded(self.model, self.vae, self.loaded_with, self._all_conditionings, self._shape))
             stack.enter_context(leave_inference_mode(grad))
             stack.enter_context(trainable_through([self.model.model, self.vae.first_stage_model]))
             stack.enter_context(differentiable(self._network, self._checkpointing))

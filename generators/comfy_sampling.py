@@ -31,20 +31,34 @@ def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
 
 @contextmanager
 def loaded(
-    model: Any, vae: Any, others: Sequence[Any], conditionings: Sequence[Any], shape: Sequence[int]
+    model: Any, vae: Any, others: Sequence[Any] | None, conditionings: Sequence[Any], shape: Sequence[int]
 ) -> Iterator[None]:
-    """While entered, the MODEL, what its conditionings need (ControlNets) and `others` are loaded, ready to sample."""
+    """While entered, the MODEL, what its conditionings need (ControlNets) and the VAE are loaded, ready to sample.
+
+    Args:
+        others: further ModelPatchers that stay loaded, wholly, beside them; None takes every other model away first.
+        shape: of one latent.
+    """
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
+        if others is None:
+            _take_away_all_but(model, vae.patcher)
         _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
         memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
-        comfy.model_management.load_models_gpu([model, *helpers, *others], memory_required=memory)
+        comfy.model_management.load_models_gpu(
+            [model, *helpers, vae.patcher, *(others or ())], memory_required=memory, force_full_load=bool(others)
+        )
     try:
         model.pre_run()
         yield
     finally:
         model.cleanup()
         comfy.sampler_helpers.cleanup_models(conds, helpers)
+
+
+def _take_away_all_but(*patchers: Any) -> None:
+    kept = [entry for entry in comfy.model_management.current_loaded_models if entry.model in patchers]
+    comfy.model_management.free_memory(1e30, patchers[0].load_device, keep_loaded=kept)  # bytes: all that there is
 
 
 class Denoiser:

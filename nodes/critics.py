@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,7 +9,7 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
-from .folders import NONE_FOUND, critic_folders, critic_names, download_target, fingerprint
+from .folders import NONE_FOUND, critic_folders, critic_names, download_target, fingerprint, is_vlm
 from .types import CATEGORY, Critic, outside_inference_mode
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -30,7 +29,7 @@ class LoadVLMCritic(io.ComfyNode):
             display_name="Load VLM Critic",
             category=CATEGORY,
             description="Loads a vision-language model that judges pictures. It is never trained. All nodes that load "
-            "the same one share it, and ComfyUI frees its memory like that of any other model.",
+            "the same one share it, and ComfyUI frees its memory like that of its own models.",
             search_aliases=["vision language model", "qwen", "idefics", "vqa"],
             inputs=[
                 io.Combo.Input(
@@ -59,7 +58,7 @@ class LoadVLMCritic(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Weights of 8 or 4 bits (needs bitsandbytes): a half or a quarter of the memory, slightly "
-                    "other answers. Such a critic stays on its device until it is freed.",
+                    "other answers. Such a critic stays on its device until the node cache is freed.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",
@@ -83,8 +82,10 @@ class LoadVLMCritic(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str, download: str = "") -> bool | str:
+    def validate_inputs(cls, model: str | None, download: str | None = "") -> bool | str:
         """In place of ComfyUI's own check of the list, which is older than folders put there since."""
+        if download is None or model is None:  # linked to another node; looked at when that has run
+            return True
         if download.strip() or model in critic_folders():
             return True
         known = "" if model == NONE_FOUND else f" {model!r} is not among them."
@@ -94,9 +95,11 @@ class LoadVLMCritic(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, download: str = "", **_: Any) -> str:
-        folder = critic_folders().get(download.strip() or model)
-        return fingerprint(folder) if folder else f"{model} {download}"
+    def fingerprint_inputs(cls, model: str | None, download: str | None = "", **_: Any) -> str:
+        if download is None or download.strip():  # the same before and after it has been downloaded
+            return "downloaded"
+        folder = critic_folders().get(model or "")
+        return fingerprint(folder) if folder else str(model)
 
     @classmethod
     def execute(
@@ -116,8 +119,7 @@ class LoadVLMCritic(io.ComfyNode):
             fetch(wanted, cls.hidden.unique_id)
         folder = critic_folders().get(wanted)
         if folder is None:
-            problem = cls.validate_inputs(model)
-            raise CriticError(f"{wanted} is not a vision-language model." if problem is True else str(problem))
+            raise CriticError(str(cls.validate_inputs(wanted)))
         key = (fingerprint(folder), dtype, device, quantization, gradient_checkpointing)
         critic = _loaded.get(key)
         if critic is None:
@@ -175,7 +177,7 @@ class CriticFromCLIP(io.ComfyNode):
         return io.NodeOutput(critic)
 
 
-def fetch(repository: str, node_id: str | None) -> Path:
+def fetch(repository: str, node_id: str | None) -> None:
     """Downloads into models/VLM with a bar in the node; Cancel stops it, and the next run goes on from there."""
     from ..critics.downloading import check_repository, download_folder
 
@@ -186,9 +188,7 @@ def fetch(repository: str, node_id: str | None) -> Path:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(round(100 * done / max(total, 1)))
 
-    folder = download_target(repository)
-    download_folder(repository, folder, on_progress)
-    return folder
+    download_folder(repository, download_target(repository), is_vlm, on_progress)
 
 
 NODES = [LoadVLMCritic, CriticFromCLIP]

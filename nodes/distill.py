@@ -232,8 +232,7 @@ class DistillLoRA(io.ComfyNode):
                 gradient_checkpointing=gradient_checkpointing,
             )
             take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics))
-            if not take_turns:
-                generator.loaded_with = patchers(critics)
+            generator.loaded_with = None if take_turns else patchers(critics)
             seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
             before = sample_all(generator, seeds, 0.0)
             result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id), take_turns)
@@ -279,6 +278,8 @@ def fit_together(generator: Any, critics: dict[str, Any]) -> bool:
         return True
     held = {id(p.model): p for p in (generator.model, generator.vae.patcher, *patchers(critics))}.values()
     weights = sum(patcher.model_size() for patcher in held if patcher.load_device == device)
+    fixed = [critic.model for critic in critics.values() if not hasattr(critic, "patcher") and critic.device == device]
+    weights += sum(comfy.model_management.module_size(model) for model in fixed)
     reserve = WORKING_SHARE * weights + comfy.model_management.minimum_inference_memory()
     return weights + reserve <= comfy.model_management.get_total_memory(device)
 

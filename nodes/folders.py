@@ -26,7 +26,7 @@ def critic_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in _roots():
         for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
-            if _is_vlm(config):
+            if is_vlm(_read(config)) and _has_weights(config.parent):
                 found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
     return found
 
@@ -45,15 +45,11 @@ def _roots() -> list[Path]:
     return [Path(path) for kind in KINDS if kind in known for path in folder_paths.get_folder_paths(kind)]
 
 
-def _is_vlm(config: Path) -> bool:
-    """Whether this is a model that sees and writes, with all of its weights; CLIP and the like only see."""
-    settings = _read(config)
+def is_vlm(settings: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a model that sees and writes; CLIP and the like only see."""
     architectures = settings.get("architectures") or [""]
-    return (
-        "vision_config" in settings
-        and str(architectures[0]).endswith(("ForConditionalGeneration", "ForImageTextToText", "ForVision2Seq"))
-        and _has_weights(config.parent)
-    )
+    writes = str(architectures[0]).endswith(("ForConditionalGeneration", "ForImageTextToText", "ForVision2Seq"))
+    return "vision_config" in settings and writes
 
 
 def _has_weights(folder: Path) -> bool:

@@ -83,7 +83,7 @@ class VQALoss(io.ComfyNode):
             display_name="VQA Loss",
             category=CATEGORY,
             description="The loss to train on: how unsure a critic is of the wanted answers, −log P(answer), weighted "
-            "over all questions.",
+            "over all questions. Of a question with a contrast it is −log P(answer) + log P(contrast).",
             search_aliases=["vlm loss", "dual process loss"],
             inputs=[
                 Critic.Input("critic", tooltip="Who is asked."),

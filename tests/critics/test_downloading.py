@@ -89,7 +89,7 @@ def hub(monkeypatch):
 
 def test_fetches_what_a_critic_needs_and_tells_how_far_it_is(hub, tmp_path):
     seen = []
-    download_folder(REPOSITORY, tmp_path / "model", lambda done, total: seen.append((done, total)))
+    download_folder(REPOSITORY, tmp_path / "model", any_model, lambda done, total: seen.append((done, total)))
     names = {p.name for p in (tmp_path / "model").iterdir() if p.is_file()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
@@ -97,6 +97,10 @@ def test_fetches_what_a_critic_needs_and_tells_how_far_it_is(hub, tmp_path):
     assert {t for _, t in seen} == {total}
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
     assert seen[-1] == (total, total)
+
+
+def any_model(_):
+    return True
 
 
 class Cancelled(Exception):
@@ -111,25 +115,33 @@ def test_a_cancelled_download_goes_on_where_it_stopped(hub, tmp_path, monkeypatc
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        download_folder(REPOSITORY, tmp_path, stop)
+        download_folder(REPOSITORY, tmp_path, any_model, stop)
     assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "config.json").exists()  # by which it would be taken for a model
     hub.asked.clear()
     seen = []
-    download_folder(REPOSITORY, tmp_path, lambda done, total: seen.append(done))
+    download_folder(REPOSITORY, tmp_path, any_model, lambda done, total: seen.append(done))
     resumed = [start for name, start in hub.asked if name == "model.safetensors"]
     assert resumed
     assert resumed[0] >= 1 << 16
     assert "config.json" not in [name for name, _ in hub.asked]
+    assert (tmp_path / "config.json").read_bytes() == hub.files["config.json"]
     assert (tmp_path / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert seen[-1] == max(seen)
 
 
+def test_a_model_that_is_not_wanted_is_not_fetched(hub, tmp_path):
+    with pytest.raises(CriticError, match="'someone/tiny-vlm' is no vision-language model"):
+        download_folder(REPOSITORY, tmp_path, lambda settings: "vision_config" in settings, lambda *_: None)
+    assert {name for name, _ in hub.asked} == {"config.json"}
+
+
 def test_what_cannot_be_fetched(hub, tmp_path, monkeypatch):
     with pytest.raises(CriticError, match="Could not download 'someone/else'"):
-        download_folder("someone/else", tmp_path, lambda *_: None)
+        download_folder("someone/else", tmp_path, any_model, lambda *_: None)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody is there
     with pytest.raises(CriticError, match="run again to go on"):
-        download_folder(REPOSITORY, tmp_path, lambda *_: None)
+        download_folder(REPOSITORY, tmp_path, any_model, lambda *_: None)
 
 
 @pytest.mark.parametrize("name", ["", "model", "../../etc", "a/../b", "/a/b", "https://huggingface.co/a/b", "a/b/c"])

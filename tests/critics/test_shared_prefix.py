@@ -65,8 +65,20 @@ def test_the_model_is_as_before_afterwards(critic, images, questions):
 def test_only_models_with_masks_of_transformers_share(critic, monkeypatch):
     bidirectional = critic.model.config.model_type in BIDIRECTIONAL_PROMPTS
     assert can_share(critic.model) != bidirectional
-    monkeypatch.setattr(critic.model.config.get_text_config(), "_attn_implementation", "eager")
-    assert not can_share(critic.model)
+    text = critic.model.config.get_text_config()
+    with monkeypatch.context() as change:
+        change.setattr(text, "_attn_implementation", "eager")
+        assert not can_share(critic.model)
+    with monkeypatch.context() as change:
+        change.setattr(text, "layer_types", ["linear_attention", "full_attention"], raising=False)
+        assert not can_share(critic.model)
+    decoder = critic.model.get_decoder()
+    decoder.convolution = torch.nn.Conv1d(1, 1, 1)
+    try:
+        assert not can_share(critic.model)
+    finally:
+        del decoder.convolution
+    assert can_share(critic.model) != bidirectional
 
 
 def test_gradient_checkpointing_changes_nothing(critic, images, questions, monkeypatch):

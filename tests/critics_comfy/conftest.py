@@ -62,6 +62,19 @@ def questions() -> list[Question]:
 
 
 @pytest.fixture
+def many_questions(questions) -> list[Question]:
+    """Among them one with two answers, one that is the beginning of another, one twice, and answers of many tokens."""
+    return [
+        *questions,
+        Question("Is the house red?", "No"),
+        Question("Is the house red? Does it match the tree?", "Yes"),
+        Question("What is it?", "a red house in a red line, not a tree"),
+        Question("What is it?", "a tree"),
+        Question("Is the", "No, it does not"),
+    ]
+
+
+@pytest.fixture
 def images() -> torch.Tensor:
     """[2, 3, 256, 288]: not square, and a size that Qwen3-VL sees as it is."""
     return torch.rand(2, 3, 256, 288, generator=torch.Generator().manual_seed(1))
@@ -263,6 +276,12 @@ def gemma(load_gemma, request) -> tuple[Any, TransformersCritic]:
 def clip(load_qwen, load_gemma, request) -> Any:
     """A CLIP of each family."""
     return load_qwen() if request.param == "Qwen3-VL" else load_gemma("small")[0]
+
+
+@pytest.fixture(params=["Qwen3-VL", *GEMMAS])
+def each_clip(load_qwen, load_gemma, request) -> Any:
+    """A CLIP of each family, and of each kind in it."""
+    return load_qwen() if request.param == "Qwen3-VL" else load_gemma(request.param)[0]
 
 
 def gemma_reference(kind: str, model: Any, tokenizer: Tokenizer) -> TransformersCritic:

@@ -129,16 +129,19 @@ def test_a_critic_that_nobody_holds_is_gone(run, vlm_folder):
 
 
 def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
-    """And the generator lets go of its weights while the critic works."""
+    """And the generator lets go of its weights while the critic works, and the critic is taken away after it."""
+    import comfy.model_management as management
+
     together = distil(loss=loss_of(critic), memory="keep both loaded")[0]
     kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
-    making, judged_amid = [], []
+    making, judged_amid, critic_is_here = [], [], []
     training, log_likelihood = kind.training, critic.log_likelihood
 
     @contextmanager
     def watched_training(self):
         making.append(True)
         with training(self):
+            critic_is_here.append(critic.patcher in management.loaded_models())
             yield self
         making.pop()
 
@@ -150,10 +153,12 @@ def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
     monkeypatch.setattr(critic, "log_likelihood", watched_log_likelihood)
     in_turns = distil(loss=loss_of(critic), memory="take turns")[0]
     assert judged_amid == [False] * 3
+    assert critic_is_here == [False] * 6
     for name, tensor in together.items():
         assert (in_turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
     distil(loss=loss_of(critic))  # auto, on a CPU
     assert judged_amid == [False] * 3 + [True] * 3
+    assert critic_is_here == [False] * 6 + [True]
 
 
 def test_turns_are_taken_where_the_device_is_too_small(distil, critic, loss_of, demo_models, pack, monkeypatch):
@@ -164,6 +169,7 @@ def test_turns_are_taken_where_the_device_is_too_small(distil, critic, loss_of, 
     critics = {"default": critic, "demo": demo_models[3]}
     assert node.fit_together(generator, critics)
     weights = [p.model_size() for p in (demo_models[0], demo_models[2].patcher, critic.patcher)]
+    weights.append(management.module_size(demo_models[3].model))  # ComfyUI does not move it
     monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
     for room, fit in ((1.45, True), (1.35, False)):
@@ -196,8 +202,10 @@ def test_a_quantised_critic_trains(run, distil, vlm_folder, loss_of, quantizatio
 def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_folder, pack, monkeypatch):
     fetched = []
 
-    def download(repository, folder, on_progress):
+    def download(repository, folder, is_wanted, on_progress):
         fetched.append(repository)
+        assert is_wanted({"vision_config": {}, "architectures": ["LlavaForConditionalGeneration"]})
+        assert not is_wanted({"architectures": ["LlamaForCausalLM"]})
         on_progress(1, 2)
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(vlm_folder.resolve())
@@ -207,8 +215,11 @@ def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_fo
     node = nodes["DualProcessLoadVLMCritic"]
     assert node.validate_inputs("nowhere") is not True
     assert node.validate_inputs("nowhere", "hub/tiny") is True
+    assert node.validate_inputs("nowhere", None) is True  # linked
+    before = node.fingerprint_inputs("nowhere", "hub/tiny")
     first = run("LoadVLMCritic", **{**LOAD, "model": "nowhere"}, download="hub/tiny")[0]
     assert fetched == ["hub/tiny"]
+    assert node.fingerprint_inputs("nowhere", "hub/tiny") == before  # so that nothing is trained again
     again = run("LoadVLMCritic", **{**LOAD, "model": "hub/tiny"})[0]
     assert again is first
     assert run("LoadVLMCritic", **LOAD, download="hub/tiny")[0] is first
