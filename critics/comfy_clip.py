@@ -27,7 +27,7 @@ from .comfy_differentiable import differentiable
 from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL
 from .comfy_managed import TOKENS
 from .preprocessing import check_images
-from .prompting import Encoded, check_question, check_text
+from .prompting import Encoded, check_question, check_reply_length, check_text
 from .shared_prefix import SharedPrompts, share
 
 MAX_PIXELS = 1024 * 1024
@@ -167,8 +167,7 @@ class ClipCritic:
             CriticError: images of another shape, dtype or range, an empty question, or less than one token asked for.
         """
         check_images(images)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
+        check_reply_length(max_new_tokens)
         prompt = self._prompt(check_text(text), None)
         self._load()
         with torch.inference_mode(), self._family.corrected(self._model):

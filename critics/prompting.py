@@ -57,6 +57,12 @@ def check_text(text: str) -> str:
     return text
 
 
+def check_reply_length(max_new_tokens: int) -> None:
+    """Raises CriticError unless it is a whole number of at least 1."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
+
+
 def encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> Encoded:
     """Tokenises a question about an image of height × width pixels, and its answer if there is one.
 

@@ -27,7 +27,7 @@ from .loading import (
     quiet_transformers,
 )
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
-from .prompting import Encoded, Prompts, check_question, check_text, encode, pad
+from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad
 from .shared_prefix import SharedPrompts, can_share, share, shared_attention
 
 CACHED_PROMPTS = 64  # combinations of questions and image size
@@ -169,8 +169,7 @@ class TransformersCritic:
             CriticError: images of another shape, dtype or range, an empty question, or less than one token asked for.
         """
         check_images(images)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
+        check_reply_length(max_new_tokens)
         prompts = pad([self._encoded(check_text(text), None, images)], self.processor.tokenizer, self.device)
         with self.resident():
             # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
