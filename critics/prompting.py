@@ -5,7 +5,6 @@ It depends on the texts and the image's size alone, so that a training run needs
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PaliGemmaProcessor
 
 from ..distillation.errors import CriticError
 from ..distillation.interfaces import AskedQuestion
@@ -100,10 +100,7 @@ def pad(rows: Sequence[Encoded], tokenizer: Any, device: torch.device | str = "c
 
 def takes_suffix(processor: Any) -> bool:
     """Whether it takes a question as a prefix and its answer as a suffix, without a chat template (PaliGemma)."""
-    return (
-        getattr(processor, "chat_template", None) is None
-        and "suffix" in inspect.signature(type(processor).__call__).parameters
-    )
+    return isinstance(processor, PaliGemmaProcessor) and getattr(processor, "chat_template", None) is None
 
 
 def render_prompt(processor: Any, text: str) -> str:

@@ -112,13 +112,12 @@ def _mistral(words: int) -> dict:
 
 
 def _pixtral(image_size: int, patch_size: int) -> dict:
-    rope = {"rope_type": "axial", "rope_theta": 10000.0}
     return {
         "model_type": "pixtral",
         **VISION,
         "image_size": image_size,
         "patch_size": patch_size,
-        "rope_parameters": rope,
+        "rope_parameters": {"rope_theta": 10000.0},
     }
 
 
