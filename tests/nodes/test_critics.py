@@ -227,3 +227,22 @@ def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_fo
     with pytest.raises(Exception, match="Hugging Face id such as"):
         run("LoadVLMCritic", **LOAD, download="../elsewhere")
     (comfy / "models" / "VLM" / "hub" / "tiny").unlink()
+
+
+def test_folders_of_extra_model_paths_are_scanned(nodes, vlm_folder, tmp_path):
+    import folder_paths
+    from utils.extra_config import load_extra_path_config
+
+    (tmp_path / "elsewhere" / "another-critic").mkdir(parents=True)
+    for file in vlm_folder.iterdir():
+        (tmp_path / "elsewhere" / "another-critic" / file.name).symlink_to(file.resolve())
+    settings = tmp_path / "extra_model_paths.yaml"
+    settings.write_text(f"mine:\n    base_path: {tmp_path}\n    LLM: elsewhere\n")
+    known = folder_paths.folder_names_and_paths["LLM"][0]
+    before = list(known)
+    try:
+        load_extra_path_config(str(settings))
+        options = nodes["DualProcessLoadVLMCritic"].define_schema().inputs[0].options
+        assert set(options) >= {"another-critic", "someone/tiny-critic"}
+    finally:
+        known[:] = before
