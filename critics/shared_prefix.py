@@ -140,9 +140,10 @@ def _mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, 
         related = (part[key] == 0) | (part[key] == part[query])
         return related & mask_function(batch, head, place[query], place[key])
 
-    mask = sdpa_mask(*args, **{**kwargs, "mask_function": sees, "allow_is_causal_skip": False})
-    assert mask is not None
-    return mask
+    seen = sdpa_mask(*args, **{**kwargs, "mask_function": sees, "allow_is_causal_skip": False})
+    assert seen is not None
+    # Added to the scores, not a boolean: of that each layer would make, and keep for its gradient, one of its own.
+    return torch.zeros_like(seen, dtype=kwargs["dtype"]).masked_fill(~seen, -torch.inf)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_attention_forward)
