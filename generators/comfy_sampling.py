@@ -36,9 +36,11 @@ def loaded(
     """While entered, the MODEL, what its conditionings need (ControlNets) and the VAE are loaded, ready to sample.
 
     Args:
-        others: further ModelPatchers that stay loaded, wholly, beside them; None takes every other model away first.
+        others: further ModelPatchers; those of the same device stay loaded, wholly, beside them. None takes every
+            other model away first.
         shape: of one latent.
     """
+    beside = [patcher for patcher in others or () if patcher.load_device == model.load_device]
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
         if others is None:
@@ -46,7 +48,7 @@ def loaded(
         _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
         memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
         comfy.model_management.load_models_gpu(
-            [model, *helpers, vae.patcher, *(others or ())], memory_required=memory, force_full_load=bool(others)
+            [model, *helpers, vae.patcher, *beside], memory_required=memory, force_full_load=bool(beside)
         )
     try:
         model.pre_run()
