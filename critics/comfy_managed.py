@@ -59,8 +59,7 @@ class ManagedCritic:
     @contextmanager
     def resident(self) -> Iterator[None]:
         """While entered, the weights are on the device; the backward pass is made inside, too."""
-        loaded = (entry.model for entry in comfy.model_management.current_loaded_models)
-        if not any(patcher is self.patcher for patcher in loaded):
+        if self.patcher not in comfy.model_management.loaded_models():
             comfy.model_management.load_models_gpu([self.patcher], self._working_memory())
         yield
 

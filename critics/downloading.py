@@ -17,9 +17,9 @@ from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from ..distillation.errors import CriticError
+from .loading import MODEL_FILES
 
 CONFIG = "config.json"
-FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt")
 # With those of the library by which huggingface_hub speaks, which has changed over time:
 NETWORK_ERRORS: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
 OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights again, for other programs
@@ -96,7 +96,7 @@ def _fetch(url: str, target: Path, bar: type[tqdm[Any]]) -> None:
 
 
 def _is_needed(name: str) -> bool:
-    return any(fnmatch(name, p) for p in FILES) and not any(fnmatch(name, p) for p in OTHER_LAYOUTS)
+    return any(fnmatch(name, p) for p in MODEL_FILES) and not any(fnmatch(name, p) for p in OTHER_LAYOUTS)
 
 
 def _bar(on_bytes: Callable[[int], None]) -> type[tqdm[Any]]:

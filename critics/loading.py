@@ -32,7 +32,7 @@ NO_GRADIENT = (
     "The gradient from the critic's answer to the image needs torchvision: without it transformers prepares images "
     "with Pillow, which has no gradient. Install the torchvision release that belongs to your torch."
 )
-DOWNLOADED = ["*.json", "*.jinja", "*.model", "*.py", "*.safetensors", "*.tiktoken", "*.txt"]
+MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.tiktoken", "*.txt")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
 
 
@@ -41,7 +41,7 @@ def find_folder(path: str | Path, download: bool) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=DOWNLOADED, local_files_only=not download))
+        return Path(snapshot_download(str(path), allow_patterns=[*MODEL_FILES, "*.py"], local_files_only=not download))
     except (OSError, ValueError) as error:  # huggingface_hub's own errors derive from these
         raise CriticError(
             f"Expected the folder of a vision-language model, but there is no folder {str(path)!r}. If it is a Hugging "

@@ -20,8 +20,6 @@ from ..distillation.errors import CriticError
 from ..distillation.interfaces import AskedQuestion
 from .preprocessing import single_tile
 
-Asked = tuple[str, str]  # a question and its answer
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -42,7 +40,7 @@ class Prompts:
     image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
 
 
-def check_question(question: AskedQuestion) -> Asked:
+def check_question(question: AskedQuestion) -> tuple[str, str]:
     """The question's text and answer; raises CriticError if one of them is empty."""
     text, answer = check_text(question.text), question.answer
     if not isinstance(answer, str) or not answer.strip():
@@ -167,18 +165,19 @@ def _length(row: Encoded) -> int:
     return row.text_side["input_ids"].shape[1]
 
 
-def _is_sequence(value: Tensor, length: int) -> bool:
+def is_sequence(value: Tensor, length: int) -> bool:
+    """Whether it holds something for each of a prompt's `length` tokens: [1, L] or [1, L, …]."""
     return value.ndim >= 2 and value.shape[1] == length
 
 
 def _without_last(text_side: dict[str, Tensor]) -> dict[str, Tensor]:
     length = text_side["input_ids"].shape[1]
-    return {name: value[:, :-1] if _is_sequence(value, length) else value for name, value in text_side.items()}
+    return {name: value[:, :-1] if is_sequence(value, length) else value for name, value in text_side.items()}
 
 
 def _pad_left(value: Tensor, length: int, target: int, fill: int) -> Tensor:
     """Pads [1, length, …] on the left of dimension 1 to `target`; leaves what has no such dimension."""
-    if not _is_sequence(value, length):
+    if not is_sequence(value, length):
         return value
     return F.pad(value, (0, 0) * (value.ndim - 2) + (target - length, 0), value=fill)
 

@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .prompting import Encoded
+from .prompting import Encoded, is_sequence
 
 ATTENTION = "sdpa_shared_prefix"  # our name in transformers' registers
 # A token of their prompts sees the tokens behind it: what is shared depends on what is not.
@@ -70,7 +70,7 @@ def share(rows: Sequence[Encoded], image_token: int | None, device: torch.device
         own = torch.arange(len(tokens) - len(row.answer), len(tokens))  # each predicts the token behind it
         predicting.append(torch.where(own < common, own, own - common + start))
         question.append(torch.full_like(own, index))
-    inputs = {name: _join([row.text_side[name] for row in rows], common) for name in rows[0].text_side}
+    inputs = {name: _join([row.text_side[name] for row in rows], len(ids[0]), common) for name in rows[0].text_side}
     # Without a mask transformers would take the places for those of several texts packed together.
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     return SharedPrompts(
@@ -90,9 +90,9 @@ def _common_length(ids: Sequence[Tensor]) -> int:
     return int(same.cumprod(dim=0).sum())
 
 
-def _join(values: Sequence[Tensor], common: int) -> Tensor:
-    """Joins the prompts' [1, L] or [1, L, …] as the prompts are joined; takes the first of what is no sequence."""
-    if values[0].ndim < 2:
+def _join(values: Sequence[Tensor], length: int, common: int) -> Tensor:
+    """Joins sequences, the first of `length`, as the prompts are joined; takes the first of what is no sequence."""
+    if not is_sequence(values[0], length):
         return values[0]
     return torch.cat([values[0][:, :common], *(value[:, common:] for value in values)], dim=1)
 
