@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .distillation.errors import DualProcessError
+from .core.errors import DualProcessError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
 
 app = typer.Typer(
@@ -162,9 +162,9 @@ def train(
     """Distils a recipe into a LoRA."""
     with clear_errors():
         from . import overlays
+        from .core.errors import RecipeError
         from .critics import load_critic
         from .distillation import Recipe, distill
-        from .distillation.errors import RecipeError
         from .distillation.report import save_before_after, save_progress, write_json
         from .generators import load_generator
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..comfy_borrowing import overridden_forward
-from ..distillation.errors import CriticError, StopRequested
-from ..distillation.fingerprint import weights_sha256
-from ..distillation.interfaces import AskedQuestion, ModelInfo
+from ..core.errors import CriticError, StopRequested
+from ..core.fingerprint import weights_sha256
+from ..core.protocols import AskedQuestion, ModelInfo
 from .comfy_differentiable import differentiable
 from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL
 from .comfy_managed import TOKENS

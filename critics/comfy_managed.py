@@ -13,8 +13,9 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ..distillation.interfaces import AskedQuestion, ModelInfo
-from .loading import choose_device
+from ..core.devices import choose_device
+from ..core.errors import CriticError
+from ..core.protocols import AskedQuestion, ModelInfo
 from .transformers_critic import TransformersCritic, load_critic
 
 TOKENS = 2048  # of a prompt with its image, to estimate the memory that a gradient takes
@@ -97,7 +98,7 @@ def load_managed_critic(
     Raises:
         CriticError: the folder or the settings cannot make a critic.
     """
-    place = comfy.model_management.get_torch_device() if device is None else choose_device(device)
+    place = comfy.model_management.get_torch_device() if device is None else choose_device(device, CriticError)
     if quantization is not None:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         comfy.model_management.free_memory(size, place)

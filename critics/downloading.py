@@ -16,7 +16,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
-from ..distillation.errors import CriticError
+from ..core.errors import CriticError
 from .loading import MODEL_FILES
 
 CONFIG = "config.json"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,9 @@ from transformers import (
     PixtralProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-from transformers.utils import logging
 from transformers.utils.import_utils import is_torchvision_available
 
-from ..distillation.errors import CriticError
+from ..core.errors import CriticError
 from .preprocessing import keeps_gradient, single_tile
 from .prompting import takes_suffix
 
@@ -48,20 +45,6 @@ def find_folder(path: str | Path, download: bool) -> Path:
             "Face id such as 'Qwen/Qwen2.5-VL-3B-Instruct', pass download=True to fetch it "
             f"({'this failed' if download else 'nothing is downloaded unasked'}: {type(error).__name__})."
         ) from error
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name; None is cuda if there is one, else cpu."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise CriticError(f"Expected a device such as 'cuda' or 'cpu', got {device!r}.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise CriticError(f"Expected a device of this machine, got {str(device)!r}, but torch finds no GPU; use 'cpu'.")
-    # "cuda" is written out as ComfyUI and tensors do, to compare equal to their devices.
-    return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -188,17 +171,3 @@ def _greedy(config: GenerationConfig) -> GenerationConfig:
     first = eos[0] if isinstance(eos, list) else eos
     pad = first if config.pad_token_id is None else config.pad_token_id
     return GenerationConfig(eos_token_id=eos, pad_token_id=pad, bos_token_id=config.bos_token_id)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Errors only and no progress bars from transformers while entered."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

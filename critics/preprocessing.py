@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distillation.errors import CriticError
+from ..core.errors import CriticError
 
 SLACK = 1e-3  # how far rounding may push a value out of [0, 1]
 # Options by which families cut an image into several tiles. One tile an image keeps prompts short and costs low.

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PaliGemmaProcessor
 
-from ..distillation.errors import CriticError
-from ..distillation.interfaces import AskedQuestion
+from ..core.errors import CriticError
+from ..core.protocols import AskedQuestion
 from .preprocessing import single_tile
 
 

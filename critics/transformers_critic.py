@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distillation.errors import CriticError
-from ..distillation.fingerprint import weights_sha256
-from ..distillation.interfaces import AskedQuestion, ModelInfo
-from ..distillation.residency import visiting
+from ..core.devices import choose_device
+from ..core.errors import CriticError
+from ..core.fingerprint import weights_sha256
+from ..core.protocols import AskedQuestion, ModelInfo
+from ..core.quiet import quiet_loading
+from ..core.residency import visiting
 from .checkpointing import checkpointed_layers
 from .loading import (
     check_folder,
-    choose_device,
     choose_dtype,
     find_folder,
     load_model,
     load_processor,
-    quiet_transformers,
 )
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
 from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad
@@ -59,12 +59,12 @@ def load_critic(
     Raises:
         CriticError: the folder, its parts or the settings cannot make a critic; the message says which and why.
     """
-    chosen = choose_device(device)
+    chosen = choose_device(device, CriticError)
     precision = choose_dtype(dtype, chosen)
     if offload and quantization is not None:
         raise CriticError(f"Expected no offload with quantization={quantization!r}: such weights cannot be moved.")
     folder = find_folder(path, download)
-    with quiet_transformers():
+    with quiet_loading():
         check_folder(folder, trust_remote_code)
         processor = load_processor(folder, trust_remote_code)
         home = torch.device("cpu") if offload else chosen

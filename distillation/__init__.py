@@ -1,6 +1,6 @@
 """The engine: recipe, loss, loop, files. It knows no ComfyUI, no diffusers and no transformers."""
 
-from .errors import (
+from ..core.errors import (
     CriticError,
     DualProcessError,
     GeneratorError,
@@ -9,7 +9,7 @@ from .errors import (
     RecipeError,
     StopRequested,
 )
-from .interfaces import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
+from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
 from .loop import distill
 from .recipe import Question, Recipe
 from .result import (

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import LoraFileError
+from ..core.errors import LoraFileError
+from ..core.tensor_file import read_tensors, write_tensors
 from .recipe import Recipe
-from .tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
 
 LORA, OPTIMIZER = "lora.", "optimizer."
 
@@ -102,3 +102,23 @@ class Checkpoint:
         there = {name: t.shape for name, t in self.tensors.items() if name.startswith(LORA)}
         if here != there:
             raise LoraFileError("The checkpoint's LoRA does not fit this model: other modules or shapes.")
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
+    """A copy of an optimiser's state, on the CPU: tensors named "{parameter index}.{name}", and its groups as JSON."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, json.dumps(state["param_groups"])
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: str) -> None:
+    """Puts back what `pack_optimizer` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(groups)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .interfaces import Draw
+from ..core.protocols import Draw
 from .recipe import Recipe
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.errors import RecipeError, StopRequested
+from ..core.protocols import Critic, Draw, Estimate, Generator
 from .checkpoint import Checkpoint
 from .draws import draw_batch
-from .errors import RecipeError, StopRequested
-from .interfaces import Critic, Draw, Estimate, Generator
 from .loss import check_questions, vqa_loss
 from .recipe import Recipe
 from .regularizers import range_penalty, velocity_distance

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import RecipeError
-from .interfaces import Critic, Overlay, Resident
+from ..core.errors import RecipeError
+from ..core.protocols import Critic, Overlay, Resident
 from .recipe import Question
 
 

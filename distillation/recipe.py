@@ -12,8 +12,8 @@ from typing import Any
 
 import tomli_w
 
-from .errors import RecipeError
-from .interfaces import Overlay
+from ..core.errors import RecipeError
+from ..core.protocols import Overlay
 
 try:
     import tomllib

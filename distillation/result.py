@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import DualProcessError, LoraFileError
+from ..core.protocols import Generator, ModelInfo
+from ..core.tensor_file import write_tensors
 from .checkpoint import LORA, Checkpoint
-from .errors import DualProcessError, LoraFileError
-from .interfaces import Generator, ModelInfo
 from .recipe import Recipe
-from .tensor_file import write_tensors
 
 VERSION = "0.1.0"
 

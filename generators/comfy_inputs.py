@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 
 log = logging.getLogger(__name__)
 

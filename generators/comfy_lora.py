@@ -18,7 +18,7 @@ from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.lora import LoraDiff
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 from .flux_lora import COMFYUI_PREFIX, native_modules
 from .lora import LoraWeights
 

@@ -14,9 +14,9 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError, StopRequested
-from ..distillation.fingerprint import weights_sha256
-from ..distillation.interfaces import Draw, Estimate, ModelInfo
+from ..core.errors import GeneratorError, StopRequested
+from ..core.fingerprint import weights_sha256
+from ..core.protocols import Draw, Estimate, ModelInfo
 from . import flux_lora
 from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
 from .comfy_inputs import (

@@ -13,10 +13,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError
-from ..distillation.fingerprint import weights_sha256
-from ..distillation.interfaces import Draw, Estimate, ModelInfo
-from ..distillation.residency import visiting
+from ..core.errors import GeneratorError
+from ..core.fingerprint import weights_sha256
+from ..core.protocols import Draw, Estimate, ModelInfo
+from ..core.residency import visiting
 from . import flux_lora
 from .flux_latents import PATCH, flow_sigmas, pack, token_positions, unpack
 from .lora import AttachedLora, LoraWeights, gaussian_weights, layer_shapes

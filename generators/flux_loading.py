@@ -12,7 +12,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 from .diffusers_flux import FluxGenerator, FluxPrompts
 from .settings import GeneratorSettings
 from .sharing import borrow

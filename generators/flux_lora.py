@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..distillation.errors import GeneratorError, LoraFileError
+from ..core.errors import GeneratorError, LoraFileError
 from .lora import LoraWeights
 
 DOUBLE_BLOCK: Mapping[str, tuple[str, ...]] = {

@@ -11,10 +11,11 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
 
-from ..distillation.errors import DualProcessError, GeneratorError
+from ..core.devices import choose_device
+from ..core.errors import DualProcessError, GeneratorError
+from ..core.quiet import quiet_loading
 from . import flux_loading
 from .diffusers_flux import FluxGenerator
-from .quiet import quiet_loading
 from .settings import GeneratorSettings
 
 # A new architecture is a module with `from_pipeline` and `from_pretrained` under its pipeline's class name.
@@ -52,11 +53,11 @@ def load_generator(
     """
     texts = _check_prompts(prompts)
     settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload)
-    place = None if device is None else torch.device(device)
+    place = None if device is None else choose_device(device, GeneratorError)
     if isinstance(path_or_pipeline, DiffusionPipeline):
         adapter = _adapter(type(path_or_pipeline).__name__)
         return adapter.from_pipeline(path_or_pipeline, texts, place, dtype, settings)
-    place = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = place or choose_device(None, GeneratorError)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     return _load(path_or_pipeline, texts, place, dtype, settings, download)
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 from .noise import seeded
 
 ADAPTER = "dual_process"

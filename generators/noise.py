@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 
 
 def draw_noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:

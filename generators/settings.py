@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 
 
 @dataclass(frozen=True)

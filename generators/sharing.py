@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..distillation.errors import GeneratorError
+from ..core.errors import GeneratorError
 
 Module = TypeVar("Module", bound=nn.Module)
 

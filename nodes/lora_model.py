@@ -44,7 +44,7 @@ def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str,
     Raises:
         LoraFileError: the file cannot be written.
     """
-    from ..distillation.tensor_file import write_tensors
+    from ..core.tensor_file import write_tensors
 
     ours = lora if isinstance(lora, TrainedLora) else TrainedLora(lora, None, {"format": "pt"})
     tensors = ours.diffusers if format == DIFFUSERS and ours.diffusers is not None else dict(ours)

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ..distillation.errors import OverlayError
+from ..core.errors import OverlayError
 
 RED = "#ff0000"
 

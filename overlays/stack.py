@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distillation.errors import OverlayError
+from ..core.errors import OverlayError
 from .layers import HorizonLine, ImageOverlay, PaletteStrip, decode_png, encode_png
 
 Layer = HorizonLine | PaletteStrip | ImageOverlay

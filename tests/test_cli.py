@@ -14,8 +14,8 @@ from torchvision.utils import save_image
 from typer.testing import CliRunner
 
 from dual_process.cli import app
+from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS, world
-from dual_process.distillation.tensor_file import read_tensors
 
 RECIPE = """
 prompts = ["a day sky over the sea", "a night sky over the grass"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dual_process import demo, overlays
+from dual_process.core.tensor_file import read_tensors
 from dual_process.distillation import Recipe, distill
-from dual_process.distillation.tensor_file import read_tensors
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 HISTORY = json.loads((OLD / "history.json").read_text())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from ...distillation.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
+from ...core.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dual_process.distillation.errors import CriticError
+from dual_process.core.errors import CriticError
 
 
 def test_equals_a_naive_argmax_loop(critic, naive, images):

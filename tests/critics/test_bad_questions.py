@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dual_process.distillation.errors import CriticError
+from dual_process.core.errors import CriticError
 
 
 @pytest.mark.parametrize(

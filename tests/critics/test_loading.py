@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
+from dual_process.core.errors import CriticError
+from dual_process.core.fingerprint import weights_sha256
 from dual_process.critics import load_critic, loading
-from dual_process.distillation.errors import CriticError
-from dual_process.distillation.fingerprint import weights_sha256
 
 
 @pytest.fixture

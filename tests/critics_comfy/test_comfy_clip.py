@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 import torch
 
-from dual_process.distillation.errors import CriticError, StopRequested
-from dual_process.distillation.interfaces import Resident
+from dual_process.core.errors import CriticError, StopRequested
+from dual_process.core.protocols import Resident
 
 pytestmark = pytest.mark.comfyui
 

@@ -10,11 +10,11 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from dual_process import demo, overlays
+from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS
 from dual_process.demo.controls import CONTROLS, horizon_control
 from dual_process.demo.runner import run_control
 from dual_process.distillation import Recipe, distill
-from dual_process.distillation.tensor_file import read_tensors
 from dual_process.generators.noise import draw_noise
 
 

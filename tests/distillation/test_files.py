@@ -15,12 +15,14 @@ from PIL import Image
 from torch import nn
 
 from dual_process import overlays
-from dual_process.distillation import LoraFileError, Question, Recipe, distill, tensor_file
+from dual_process.core import tensor_file
+from dual_process.core.fingerprint import weights_sha256
+from dual_process.core.tensor_file import read_tensors, write_tensors
+from dual_process.distillation import LoraFileError, Question, Recipe, distill
+from dual_process.distillation.checkpoint import pack_optimizer, unpack_optimizer
 from dual_process.distillation.draws import draw_batch
-from dual_process.distillation.fingerprint import weights_sha256
 from dual_process.distillation.report import running_mean, save_before_after, save_progress, write_json
 from dual_process.distillation.result import mean_probability
-from dual_process.distillation.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
 
 ONES = {"x": torch.ones(3)}
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from dual_process.distillation.errors import GeneratorError
-from dual_process.distillation.interfaces import Draw
+from dual_process.core.errors import GeneratorError
+from dual_process.core.protocols import Draw
 from dual_process.generators import load_generator
 
 DRAW = Draw((0, 1, 0), (3, 4, 5), (0, 2, 1), None, None, None, None)

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 
-from dual_process.distillation.errors import GeneratorError, LoraFileError
+from dual_process.core.errors import GeneratorError, LoraFileError
 from dual_process.generators import load_generator
 from dual_process.generators.flux_lora import DOUBLE_BLOCK, SINGLE_BLOCK
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dual_process.distillation.errors import GeneratorError
+from dual_process.core.errors import GeneratorError
 from dual_process.generators.noise import draw_noise
 
 

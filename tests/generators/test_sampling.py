@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
-from dual_process.distillation.errors import GeneratorError
-from dual_process.distillation.interfaces import Draw
+from dual_process.core.errors import GeneratorError
+from dual_process.core.protocols import Draw
 from dual_process.generators import load_generator
 from dual_process.generators.flux_latents import flow_sigmas, pack, token_positions, unpack
 

@@ -1,15 +1,12 @@
-"""Safetensors files, written atomically and read with clear errors; optimiser state as plain tensors."""
+"""Safetensors files, written atomically and read with clear errors."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -84,23 +81,3 @@ def _is_pickled(head: bytes) -> bool:
     Safetensors begins with the length of its JSON header, whose first byte may be any, then the header's "{".
     """
     return head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """A copy of an optimiser's state, on the CPU: tensors named "{parameter index}.{name}", and its groups as JSON."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-    }
-    return tensors, json.dumps(state["param_groups"])
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: str) -> None:
-    """Puts back what `pack_optimizer` took."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": json.loads(groups)})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """While entered, diffusers and transformers say only errors; afterwards both are as they were."""
-    both = (diffusers_logging, transformers_logging)
-    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in both]
-    for log in both:
+    """While entered, diffusers and transformers say only errors, as far as imported; then both are as they were."""
+    logs = [sys.modules[name] for name in LIBRARIES if name in sys.modules]
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:

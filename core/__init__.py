@@ -1,0 +1,1 @@
+"""What engine, critics, overlays and generators share: protocols, errors, files, devices. Imports nothing of ours."""
