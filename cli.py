@@ -123,7 +123,7 @@ def demo(
         if learning_rate is not None:
             changes["learning_rate"] = learning_rate
         if not regularizers:
-            changes |= {"velocity_weight": 0.0, "range_weight": 0.0}
+            changes["penalties"] = {}
         if control == ControlName.horizon:
             changes["line"] = line
         chosen = CONTROLS[control.value](seed=seed, **changes)

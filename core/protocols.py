@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are sampled, in training and in every evaluation alike; None is the generator's own default."""
+
+    num_inference_steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None  # pixels
+    width: int | None = None
+
+
+AS_GENERATOR = Sampling()
 
 
 @dataclass(frozen=True)
@@ -22,21 +35,32 @@ class Draw:
     prompt_indices: tuple[int, ...]
     noise_seeds: tuple[int, ...]
     sampler_steps: tuple[int, ...]  # index of the step made with gradient, 0 … num_inference_steps − 1
-    num_inference_steps: int | None  # None: the generator's own default
-    guidance: float | None  # None: the generator's own default
-    height: int | None  # pixels; None: the generator's own default
-    width: int | None
+    sampling: Sampling = AS_GENERATOR
     renoise_times: tuple[float, ...] | None = None  # flow-matching time in (0, 1], 1 = pure noise
     renoise_seeds: tuple[int, ...] | None = None
+    base_trajectory: bool = False  # whether the roll-out is the base model's own, without LoRA
+
+
+Need = Literal["image", "prediction", "base_image", "base_prediction"]  # the fields of an Estimate
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Clean image estimates with their graph back to the LoRA."""
+    """Clean image estimates at the point that a draw names; None is what was not asked for.
 
-    image: Tensor  # [B, 3, H, W], decoded, [0, 1] is the displayable range but nothing is clamped
-    prediction: Tensor  # the network's output (velocity or noise) at the step made with gradient, [B, ...]
-    base_prediction: Tensor | None  # the same without LoRA, no gradient; None unless asked for
+    `image` and `prediction` have their graph back to the LoRA. The others are the base model's at the same point,
+    without LoRA and without gradient.
+    """
+
+    image: Tensor | None = None  # [B, 3, H, W], decoded, [0, 1] is the displayable range but nothing is clamped
+    prediction: Tensor | None = None  # the network's output (velocity or noise), [B, ...]
+    base_image: Tensor | None = None
+    base_prediction: Tensor | None = None
+
+    def get(self, need: Need) -> Tensor:
+        value = getattr(self, need)
+        assert value is not None, f"the estimate was not asked for its {need}"
+        return value
 
 
 @dataclass(frozen=True)
@@ -83,8 +107,8 @@ class Generator(Protocol):
         """While entered, `estimate` carries gradients; afterwards the model is as it was before."""
         ...
 
-    def estimate(self, draw: Draw, with_base: bool = False) -> Estimate:
-        """Clean image estimates; deterministic and repeatable from the draw."""
+    def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:
+        """Clean image estimates, of which only `needs` are made; deterministic and repeatable from the draw."""
         ...
 
     def sample(
@@ -93,8 +117,13 @@ class Generator(Protocol):
         seeds: Sequence[int],
         num_inference_steps: int | None = None,
         lora_scale: float = 1.0,
+        *,
+        sampling: Sampling = AS_GENERATOR,
     ) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1], no gradient; `lora_scale` 0 is the base model."""
+        """Pictures [B, 3, H, W] in [0, 1], no gradient; `lora_scale` 0 is the base model.
+
+        `num_inference_steps` goes before `sampling`'s.
+        """
         ...
 
     def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:

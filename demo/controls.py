@@ -50,8 +50,7 @@ def _recipe(question: Question, prompts: Sequence[str], seed: int, **changes: An
         "lora_alpha": 64.0,
         "batch_size": 4,
         "num_inference_steps": 1,
-        "velocity_weight": 0.5,
-        "range_weight": 1.0,
+        "penalties": {"velocity": 0.5, "range": 1.0},
     }
     return Recipe(questions=(question,), prompts=tuple(prompts), seed=seed, **{**settings, **changes})
 
@@ -122,7 +121,7 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
 
     return Control(
         name="palette",
-        recipe=_recipe(question, _TRAINED, seed, **{"velocity_weight": 0.25, **changes}),
+        recipe=_recipe(question, _TRAINED, seed, **{"penalties": {"velocity": 0.25, "range": 1.0}, **changes}),
         held_out=tuple(_HELD_OUT),
         measure=measure,
         target=Bound("palette_error_ciede2000.mean", "lower", 0.5, relative=True),

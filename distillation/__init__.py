@@ -9,7 +9,7 @@ from ..core.errors import (
     RecipeError,
     StopRequested,
 )
-from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay
+from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay, Sampling
 from .loop import distill
 from .recipe import Question, Recipe
 from .result import (
@@ -20,6 +20,7 @@ from .result import (
     Preview,
     StepReport,
 )
+from .run import Run
 
 __all__ = [
     "Critic",
@@ -41,6 +42,8 @@ __all__ = [
     "Question",
     "Recipe",
     "RecipeError",
+    "Run",
+    "Sampling",
     "StepReport",
     "StopRequested",
     "distill",

@@ -82,7 +82,8 @@ class Checkpoint:
         return json.loads(self.metadata["history"])
 
     def _check(self, parameters: Mapping[str, nn.Parameter], recipe: Recipe, weights: str) -> None:
-        then, now = json.loads(self.metadata["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+        written = Recipe.from_dict(json.loads(self.metadata["recipe"]))  # keys that have changed since are put right
+        then, now = written.to_dict(), json.loads(json.dumps(recipe.to_dict()))
         # More steps may be asked for than at first, as long as that does not change the steps already made.
         free = {"train_steps"} if recipe.lr_schedule == "constant" else set()
         changed = sorted(k for k in {*then, *now} - free if then.get(k) != now.get(k))

@@ -27,10 +27,7 @@ def draw_batch(recipe: Recipe, step: int, first_sample: int, num_prompts: int, n
         prompt_indices=tuple(prompts),
         noise_seeds=tuple(seeds),
         sampler_steps=tuple(steps),
-        num_inference_steps=recipe.num_inference_steps,
-        guidance=recipe.guidance,
-        height=recipe.height,
-        width=recipe.width,
+        sampling=recipe.sampling,
         renoise_times=tuple(times) if renoise else None,
         renoise_seeds=tuple(renoise_seeds) if renoise else None,
     )

@@ -6,14 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from ..core.errors import RecipeError
-from ..core.protocols import Overlay
+from ..core.protocols import Overlay, Sampling
+from .penalties import PENALTIES
 
 try:
     import tomllib
@@ -22,6 +23,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 MAX_SEED = 2**64 - 1  # the largest that torch, and ComfyUI's seed widget, take
 BuildOverlay = Callable[[Any], Overlay]
+OLD_PENALTIES = {"velocity_weight": "velocity", "range_weight": "range"}  # keys of version 0.1
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,17 @@ class Recipe:
         default="sampler",
         metadata={"help": "'sampler': a random sampler step; 'renoise': a full sample, noised to a random time."},
     )
-    velocity_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the squared distance of the prediction to the base model's."}
+    penalties: Mapping[str, float] = field(
+        default_factory=dict, metadata={"help": "Weights of penalties beside the VQA loss, by name."}
     )
-    range_weight: float = field(default=0.0, metadata={"help": "Weight of the penalty on pixels outside [0, 1]."})
     stop_probability: float | None = field(
         default=None, metadata={"help": "Stop early when every P(answer) is above this …"}
     )
     stop_steps: int = field(default=5, metadata={"help": "… for this many steps in a row."})
+    velocity_weight: InitVar[float | None] = None  # as version 0.1 named `penalties`
+    range_weight: InitVar[float | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, velocity_weight: float | None, range_weight: float | None) -> None:
         questions = (self.questions,) if isinstance(self.questions, Question) else self.questions
         _check(_is_list(questions), "questions", "a list of Question objects", questions)
         questions = tuple(questions)
@@ -123,14 +126,19 @@ class Recipe:
         _check_integer("seed", self.seed, 0, MAX_SEED)
         for name in ("learning_rate", "lora_alpha", "max_grad_norm"):
             _check_number(name, getattr(self, name), above=0)
-        for name in ("velocity_weight", "range_weight"):
-            _check_number(name, getattr(self, name), least=0)
+        old = {"velocity_weight": velocity_weight, "range_weight": range_weight}
+        object.__setattr__(self, "penalties", _penalties(self.penalties, old))
         if self.guidance is not None:
             _check_number("guidance", self.guidance, least=0)
         if self.stop_probability is not None:
             _check_number("stop_probability", self.stop_probability, above=0, most=1)
         _check(self.lr_schedule in ("constant", "cosine"), "lr_schedule", "'constant' or 'cosine'", self.lr_schedule)
         _check(self.timesteps in ("sampler", "renoise"), "timesteps", "'sampler' or 'renoise'", self.timesteps)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How pictures are sampled, in training and in every evaluation."""
+        return Sampling(self.num_inference_steps, self.guidance, self.height, self.width)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -142,6 +150,7 @@ class Recipe:
         """Plain data without None values, ready for TOML and JSON."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "questions"}
         data["prompts"] = list(self.prompts)
+        data["penalties"] = dict(self.penalties)
         data["questions"] = [_question_to_dict(q) for q in self.questions]
         return {name: value for name, value in data.items() if value is not None}
 
@@ -152,7 +161,7 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing questions, or a value out of its range.
         """
-        _check_keys("recipe", data, cls)
+        _check_keys("recipe", {k: v for k, v in data.items() if k not in OLD_PENALTIES}, cls)
         rows = data.get("questions", ())
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise RecipeError(f"Expected questions as a list of tables, got {rows!r}.")
@@ -193,6 +202,19 @@ class Recipe:
         if not isinstance(data, Mapping):
             raise RecipeError(f"Expected {path} to hold a table of settings, got {type(data).__name__}.")
         return cls.from_dict(data, build_overlay)
+
+
+def _penalties(weights: Any, old: Mapping[str, float | None]) -> dict[str, float]:
+    """The weights above 0, once they are known to be sound; `old` holds those under their names of version 0.1."""
+    _check(isinstance(weights, Mapping), "penalties", "a table of weights by name", weights)
+    _check({*weights} <= {*PENALTIES}, "penalties", f"weights of {list(PENALTIES)}", dict(weights))
+    for name, weight in weights.items():
+        _check_number(f"the penalty {name}", weight, least=0)
+    for key, weight in old.items():
+        if weight is not None:
+            _check_number(key, weight, least=0)
+            weights = {**weights, OLD_PENALTIES[key]: weight}
+    return {name: float(weights[name]) for name in PENALTIES if weights.get(name)}
 
 
 def _question_to_dict(question: Question) -> dict[str, Any]:

@@ -30,11 +30,18 @@ class StepReport:
     train_steps: int
     loss: float  # VQA loss without regularisers, nats
     p_answer: tuple[float, ...]  # P(wanted answer) per question, mean over the samples asked; nan if none was
-    velocity_distance: float  # 0 unless the recipe weighs it
-    range_penalty: float
+    penalties: Mapping[str, float]  # the recipe's, by name, before their weights
     grad_norm: float  # of the LoRA, before clipping
     learning_rate: float
     seconds: float
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> StepReport:
+        """A report that `dataclasses.asdict` wrote, in a checkpoint of this version or of 0.1."""
+        row = dict(row)
+        old = {"velocity": row.pop("velocity_distance", 0.0), "range": row.pop("range_penalty", 0.0)}
+        penalties = row.pop("penalties", {name: value for name, value in old.items() if value})
+        return cls(**{**row, "penalties": penalties, "p_answer": tuple(row["p_answer"])})
 
 
 @dataclass(frozen=True)

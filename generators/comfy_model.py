@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.errors import GeneratorError, StopRequested
 from ..core.fingerprint import weights_sha256
-from ..core.protocols import Draw, Estimate, ModelInfo
+from ..core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
 from . import flux_lora
 from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
 from .comfy_inputs import (
@@ -232,12 +232,12 @@ class ComfyGenerator:
 
     # Its pictures
 
-    def estimate(self, draw: Draw, with_base: bool = False) -> Estimate:
+    def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:
         """Clean image estimates, decoded (paper, section 3.2); one forward pass with gradient. Call in `training`.
 
         Returns:
-            `image` [B, 3, H, W] float32, unclamped; `prediction` and `base_prediction` (x − x̂₀) / σ, float32: the
-            velocity of a flow model, the noise of an ε-model, after guidance.
+            Of `needs`: images [B, 3, H, W] float32, unclamped; predictions (x − x̂₀) / σ, float32: the velocity of a
+            flow model, the noise of an ε-model, after guidance.
 
         Raises:
             GeneratorError: the draw does not fit this generator, or `training` has not been entered.
@@ -246,12 +246,22 @@ class ComfyGenerator:
             raise GeneratorError("Expected estimate() inside `with generator.training():`.")
         self._check_draw(draw)
         prompts = draw.prompt_indices
+        found: dict[str, Tensor] = {}
         with torch.no_grad():
-            x, sigma = self._start(self._denoiser, draw)
-            with self._scaled(0.0):
-                base = self._prediction(x, sigma, self._denoiser(x, sigma, prompts)) if with_base else None
-        clean = self._denoiser(x, sigma, prompts)
-        return Estimate(self._decode(clean), self._prediction(x, sigma, clean), base)
+            with self._scaled(0.0 if draw.base_trajectory else 1.0):
+                x, sigma = self._start(self._denoiser, draw)
+            if {"base_image", "base_prediction"} & {*needs}:
+                with self._scaled(0.0):
+                    clean = self._denoiser(x, sigma, prompts)
+                found["base_prediction"] = self._prediction(x, sigma, clean)
+                if "base_image" in needs:
+                    found["base_image"] = self._decode(clean)
+        if {"image", "prediction"} & {*needs}:
+            clean = self._denoiser(x, sigma, prompts)
+            found["prediction"] = self._prediction(x, sigma, clean)
+            if "image" in needs:
+                found["image"] = self._decode(clean)
+        return Estimate(**{name: found[name] for name in needs})
 
     @staticmethod
     def _prediction(x: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
@@ -283,6 +293,8 @@ class ComfyGenerator:
         seeds: Sequence[int],
         num_inference_steps: int | None = None,
         lora_scale: float = 1.0,
+        *,
+        sampling: Sampling = AS_GENERATOR,
     ) -> Tensor:
         """Pictures [B, 3, H, W] in [0, 1], float32, by Euler's method: KSampler's with sampler "euler".
 
@@ -292,10 +304,15 @@ class ComfyGenerator:
             num_inference_steps: None, or the generator's own number: the noise levels are fixed.
             lora_scale: strength of our LoRA; 1 is the model as trained, 0 exactly the user's model.
 
+            sampling: empty, since size, steps and guidance come with the parts.
+
         Raises:
             GeneratorError: an index or a number of steps does not fit.
         """
-        self._check_batch(prompt_indices, seeds, num_inference_steps)
+        self._check_sampling(sampling)
+        self._check_batch(
+            prompt_indices, seeds, sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        )
         with self._prepared(grad=False) as denoiser, torch.no_grad(), self._scaled(lora_scale):
             x = denoiser.start(self._noise(seeds), float(self._sigmas[0]))
             x = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), prompt_indices)
@@ -332,12 +349,16 @@ class ComfyGenerator:
                 "steps belongs to the generator: set it there."
             )
 
-    def _check_draw(self, draw: Draw) -> None:
-        self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.num_inference_steps)
-        if draw.guidance is not None:
+    @staticmethod
+    def _check_sampling(sampling: Sampling) -> None:
+        if sampling.guidance is not None:
             raise GeneratorError("In ComfyUI guidance comes with the CONDITIONING: use a FluxGuidance node, or cfg.")
-        if draw.height is not None or draw.width is not None:
+        if sampling.height is not None or sampling.width is not None:
             raise GeneratorError("In ComfyUI the image size comes with the LATENT: choose it there.")
+
+    def _check_draw(self, draw: Draw) -> None:
+        self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.sampling.num_inference_steps)
+        self._check_sampling(draw.sampling)
         size = len(draw.prompt_indices)
         if draw.renoise_times is not None:
             if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import GeneratorError
 from ..core.fingerprint import weights_sha256
-from ..core.protocols import Draw, Estimate, ModelInfo
+from ..core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
 from ..core.residency import visiting
 from . import flux_lora
 from .flux_latents import PATCH, flow_sigmas, pack, token_positions, unpack
@@ -90,7 +90,7 @@ class FluxGenerator:
         self._lora: AttachedLora | None = None
         self._steps = settings.num_inference_steps or (28 if self._is_guided else 4)
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
-        self._latent_size(None, None)
+        self._latent_size(Sampling())
         if settings.gradient_checkpointing:
             self._checkpoint()
 
@@ -221,30 +221,37 @@ class FluxGenerator:
 
     # Its pictures
 
-    def estimate(self, draw: Draw, with_base: bool = False) -> Estimate:
+    def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:
         """Clean image estimates x̂₀ = z − σ·v, decoded (paper, section 3.2); one forward pass with gradient.
 
         Args:
             draw: what to draw; `guidance` is ignored by schnell, which has none.
-            with_base: also predict without the LoRA, at the same point, without gradient.
+            needs: which of the estimate's fields to make.
 
         Returns:
-            `image` [B, 3, H, W] float32, unclamped; `prediction` and `base_prediction` are velocities of packed
-            latents [B, H/16 · W/16, 64], float32.
+            Images [B, 3, H, W] float32, unclamped; predictions are velocities of packed latents
+            [B, H/16 · W/16, 64], float32.
 
         Raises:
             GeneratorError: the draw does not fit this generator.
         """
         steps = self._check_draw(draw)
-        h, w = self._latent_size(draw.height, draw.width)
-        conditions = self._conditions(draw.prompt_indices, draw.guidance, h, w)
+        h, w = self._latent_size(draw.sampling)
+        conditions = self._conditions(draw.prompt_indices, draw.sampling.guidance, h, w)
+        found: dict[str, Tensor] = {}
         with torch.no_grad():
-            z, sigma = self._start(draw, steps, conditions, h, w)
-            with self._scaled(0.0):
-                base = self._velocity(z, sigma, conditions) if with_base else None
-        velocity = self._velocity(z, sigma, conditions)
-        clean = z - sigma[:, None, None] * velocity
-        return Estimate(self._decode(clean, h, w), velocity, base)
+            with self._scaled(0.0 if draw.base_trajectory else 1.0):
+                z, sigma = self._start(draw, steps, conditions, h, w)
+            if {"base_image", "base_prediction"} & {*needs}:
+                with self._scaled(0.0):
+                    found["base_prediction"] = self._velocity(z, sigma, conditions)
+                if "base_image" in needs:
+                    found["base_image"] = self._decode(z - sigma[:, None, None] * found["base_prediction"], h, w)
+        if {"image", "prediction"} & {*needs}:
+            found["prediction"] = self._velocity(z, sigma, conditions)
+            if "image" in needs:
+                found["image"] = self._decode(z - sigma[:, None, None] * found["prediction"], h, w)
+        return Estimate(**{name: found[name] for name in needs})
 
     def _start(self, draw: Draw, steps: int, conditions: Conditions, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Where the step with gradient is made: latents [B, T, C] and their noise levels [B]."""
@@ -265,19 +272,16 @@ class FluxGenerator:
         num_inference_steps: int | None = None,
         lora_scale: float = 1.0,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        guidance: float | None = None,
+        sampling: Sampling = AS_GENERATOR,
     ) -> Tensor:
         """Pictures by Euler's method, equal to FluxPipeline's from the same latents.
 
         Args:
             prompt_indices: one per picture.
             seeds: one per picture, 0 to 2^64 − 1.
-            num_inference_steps: None for the default.
+            num_inference_steps: goes before that of `sampling`.
             lora_scale: strength of our LoRA; 1 is the model as trained, 0 exactly the base model.
-            height, width: in pixels, multiples of 16; None for the defaults.
-            guidance: of Flux dev, None for 3.5; ignored by schnell.
+            sampling: sampler steps, size (multiples of 16 pixels), and guidance of Flux dev (None for 3.5).
 
         Returns:
             [B, 3, H, W] float32 in [0, 1], in the order asked for.
@@ -285,9 +289,10 @@ class FluxGenerator:
         Raises:
             GeneratorError: an index, size or number of steps is out of range.
         """
-        steps = self._check_batch(prompt_indices, seeds, num_inference_steps)
-        h, w = self._latent_size(height, width)
-        conditions = self._conditions(prompt_indices, guidance, h, w)
+        wanted = sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        steps = self._check_batch(prompt_indices, seeds, wanted)
+        h, w = self._latent_size(sampling)
+        conditions = self._conditions(prompt_indices, sampling.guidance, h, w)
         with self._here(), self._scaled(lora_scale):
             z = self._roll_out(self._noise(seeds, h, w), self._sigmas(steps, h, w), [steps] * len(seeds), conditions)
             return self._decode(z, h, w).clamp(0, 1)
@@ -342,10 +347,10 @@ class FluxGenerator:
 
     # What it refuses
 
-    def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        check_positive("height", height)
-        check_positive("width", width)
-        height, width = height or self._height, width or self._width
+    def _latent_size(self, sampling: Sampling) -> tuple[int, int]:
+        check_positive("height", sampling.height)
+        check_positive("width", sampling.width)
+        height, width = sampling.height or self._height, sampling.width or self._width
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if height % (factor * PATCH) or width % (factor * PATCH):
             raise GeneratorError(
@@ -368,7 +373,7 @@ class FluxGenerator:
         return steps or self._steps
 
     def _check_draw(self, draw: Draw) -> int:
-        steps = self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.num_inference_steps)
+        steps = self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.sampling.num_inference_steps)
         size = len(draw.prompt_indices)
         if draw.renoise_times is not None:
             if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:

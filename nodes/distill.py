@@ -29,9 +29,13 @@ class DistillLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         from ..distillation import Recipe
+        from ..distillation.penalties import PENALTIES
 
         def help_of(name: str) -> str:
             return field_help(Recipe, name)
+
+        def penalty_help(name: str) -> str:
+            return f"Weight of a penalty: {PENALTIES[name].help}"
 
         return io.Schema(
             node_id="DualProcessDistillLoRA",
@@ -133,7 +137,7 @@ class DistillLoRA(io.ComfyNode):
                     max=1000.0,
                     step=0.05,
                     advanced=True,
-                    tooltip=f"{help_of('velocity_weight')} 0.5 to 1 guards against fooling the critic.",
+                    tooltip=f"{penalty_help('velocity')} 0.5 to 1 guards against fooling the critic.",
                 ),
                 io.Float.Input(
                     "range_weight",
@@ -142,7 +146,7 @@ class DistillLoRA(io.ComfyNode):
                     max=1000.0,
                     step=0.05,
                     advanced=True,
-                    tooltip=help_of("range_weight"),
+                    tooltip=penalty_help("range"),
                 ),
                 io.Float.Input(
                     "max_grad_norm",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dual_process.core.protocols import AS_GENERATOR
 from dual_process.distillation import Draw, Estimate, ModelInfo, Question, Recipe
 
 SIZE = 4  # pixels per side
@@ -54,19 +55,24 @@ class FakeGenerator:
         z = noise + self.shift[list(draw.prompt_indices)]
         return 0.25 * z @ (self.weight + scale * self.b @ self.a).T
 
-    def estimate(self, draw, with_base=False):
+    def estimate(self, draw, needs=("image", "prediction")):
         self.draws.append(draw)
         prediction = self._predict(draw, self.scale)
         if self.poison_seed_at is not None and self.estimates >= self.poison_seed_at:
             prediction = prediction * torch.nan
         self.estimates += 1
-        base = self._predict(draw, 0.0).detach() if with_base else None
-        return Estimate((prediction + 0.5).unflatten(1, (3, SIZE, SIZE)), prediction, base)
+        base = self._predict(draw, 0.0).detach()
+        found = Estimate(self._picture(prediction), prediction, self._picture(base), base)
+        return Estimate(**{name: found.get(name) for name in needs})
+
+    @staticmethod
+    def _picture(prediction):
+        return (prediction + 0.5).unflatten(1, (3, SIZE, SIZE))
 
     @torch.no_grad()
-    def sample(self, prompt_indices, seeds, num_inference_steps=None, lora_scale=1.0):
-        draw = Draw(tuple(prompt_indices), tuple(seeds), (0,) * len(seeds), num_inference_steps, None, None, None)
-        return (self._predict(draw, lora_scale * self.scale) + 0.5).unflatten(1, (3, SIZE, SIZE)).clamp(0, 1)
+    def sample(self, prompt_indices, seeds, num_inference_steps=None, lora_scale=1.0, *, sampling=AS_GENERATOR):
+        draw = Draw(tuple(prompt_indices), tuple(seeds), (0,) * len(seeds))
+        return self._picture(self._predict(draw, lora_scale * self.scale)).clamp(0, 1)
 
     def lora_state_dict(self, format="diffusers"):
         alpha = torch.tensor(self.scale * len(self.a))

@@ -14,6 +14,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 from dual_process import overlays
 from dual_process.distillation import Question, Recipe
+from dual_process.distillation.penalties import PENALTIES
 from dual_process.distillation.result import VERSION
 from dual_process.overlays import KINDS
 
@@ -22,12 +23,20 @@ RECIPE_PAGE = (ROOT / "docs" / "recipe.md").read_text()
 
 
 def default(field) -> str:
-    return "required" if field.default is MISSING else "–" if field.default in (None, ()) else f"`{field.default}`"
+    value = (
+        field.default_factory() if field.default is MISSING and field.default_factory is not MISSING else field.default
+    )
+    return "required" if value is MISSING else "–" if value in (None, (), {}) else f"`{value}`"
 
 
 @pytest.mark.parametrize("field", [*fields(Recipe), *fields(Question)], ids=lambda f: f.name)
 def test_every_setting_is_documented(field):
     assert f"| `{field.name}` | {default(field)} | {field.metadata['help']} |" in RECIPE_PAGE
+
+
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=lambda p: p.name)
+def test_every_penalty_is_documented(penalty):
+    assert f"| `{penalty.name}` | {penalty.help} |" in RECIPE_PAGE
 
 
 @pytest.mark.parametrize("kind", KINDS)

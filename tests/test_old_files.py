@@ -21,6 +21,7 @@ def load_recipe(name: str = "recipe.toml") -> Recipe:
 
 def test_recipes_load():
     assert load_recipe() == load_recipe("recipe.json")
+    assert load_recipe().penalties == {"velocity": 0.5, "range": 1.0}
     assert load_recipe().questions[0].overlay == overlays.horizon(0.3)
 
 
@@ -28,6 +29,9 @@ def test_a_checkpoint_goes_on_to_the_same_losses():
     recipe = load_recipe()
     result = distill(*demo.load(recipe.prompts), recipe, resume_from=OLD / "checkpoint.safetensors")
     assert [r.loss for r in result.history] == pytest.approx(HISTORY["loss"], rel=1e-3)
+    for name, old in (("velocity", "velocity_distance"), ("range", "range_penalty")):
+        ours = [r.penalties.get(name, 0.0) for r in result.history]
+        assert ours == pytest.approx(HISTORY[old], rel=1e-2, abs=1e-7)
 
 
 def test_a_lora_loads_and_tells_its_recipe():

@@ -76,7 +76,7 @@ def test_diffusers_loads_the_lora_and_makes_the_same_pictures(horizon_run, model
 
 
 def test_reward_hacking_is_called_by_its_name(tmp_path):
-    control = horizon_control(0.3, learning_rate=1e-3, velocity_weight=0.0, range_weight=0.0)
+    control = horizon_control(0.3, learning_rate=1e-3, penalties={})
     run = run_control(control, *demo.load(control.prompts), tmp_path)
     assert run.verdict.outcome == "hacked"
     assert "psnr_counterfactual" in run.report["verdict"] or "palette_accuracy" in run.report["verdict"]

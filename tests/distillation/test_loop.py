@@ -18,6 +18,7 @@ from dual_process.distillation import (
     LoraFileError,
     Question,
     RecipeError,
+    Sampling,
     StopRequested,
     distill,
 )
@@ -54,7 +55,9 @@ def plain_trajectory(settings, steps):
         b = F.logsigmoid(visible.flatten(1) @ FakeCritic.direction("b"))
         loss = -(a + 0.5 * b).mean() / 1.5
         outside = 5 * ((image - 1).clamp(min=0) + (-image).clamp(min=0)).mean()
-        total = loss + settings.velocity_weight * (velocity - base).square().mean() + settings.range_weight * outside
+        weights = settings.penalties
+        total = loss + weights.get("velocity", 0.0) * (velocity - base).square().mean()
+        total = total + weights.get("range", 0.0) * outside
         optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -63,7 +66,9 @@ def plain_trajectory(settings, steps):
     return rows
 
 
-@pytest.mark.parametrize("changes", [{"seed": 3}, {"velocity_weight": 0.7, "range_weight": 2.0, "max_grad_norm": 0.05}])
+@pytest.mark.parametrize(
+    "changes", [{"seed": 3}, {"penalties": {"velocity": 0.7, "range": 2.0}, "max_grad_norm": 0.05}]
+)
 def test_ten_steps_equal_a_plain_loop(changes):
     settings = recipe(*QUESTIONS, train_steps=10, **changes)
     result = distill(FakeGenerator(), FakeCritic(), settings)
@@ -74,7 +79,7 @@ def test_ten_steps_equal_a_plain_loop(changes):
 
 def test_ten_steps_are_pinned():
     """Numbers of the plain loop above: a change of the random draws or of the defaults shows here."""
-    settings = recipe(*QUESTIONS, train_steps=10, velocity_weight=0.7, range_weight=2.0)
+    settings = recipe(*QUESTIONS, train_steps=10, penalties={"velocity": 0.7, "range": 2.0})
     history = distill(FakeGenerator(), FakeCritic(), settings).history
     losses = [0.936536, 0.855784, 0.991997, 0.727292, 0.807943, 0.983154, 1.154688, 1.099958, 0.967099, 0.897704]
     norms = [0.819005, 1.887663, 1.802592, 0.940903, 1.284929, 1.467412, 1.747531, 4.445473, 1.821407, 2.090892]
@@ -83,14 +88,14 @@ def test_ten_steps_are_pinned():
 
 
 def test_the_first_step_sees_the_base_model():
-    settings = recipe(Question("a"), velocity_weight=1.0)
+    settings = recipe(Question("a"), penalties={"velocity": 1.0})
     generator = FakeGenerator()
     first = distill(generator, FakeCritic(), settings).history[0]
     draw = generator.draws[0]
     base = generator.sample(draw.prompt_indices, draw.noise_seeds, lora_scale=0.0)
     wanted = -F.logsigmoid(base.flatten(1) @ FakeCritic.direction("a")).mean()
     assert first.loss == pytest.approx(wanted.item(), rel=1e-6)
-    assert first.velocity_distance == 0.0
+    assert first.penalties == {"velocity": 0.0}
     assert first.step == 1
 
 
@@ -106,7 +111,7 @@ def test_only_the_lora_gets_gradients_and_the_model_comes_back():
 
 def test_accumulation_equals_a_larger_batch():
     questions = (Question("a", overlay=LINE), Question("b", prompts=(1,)))
-    settings = recipe(*questions, batch_size=4, velocity_weight=0.3, range_weight=0.3)
+    settings = recipe(*questions, batch_size=4, penalties={"velocity": 0.3, "range": 0.3})
     whole = distill(FakeGenerator(), FakeCritic(), settings)
     parts = distill(FakeGenerator(), FakeCritic(), replace(settings, batch_size=2, gradient_accumulation=2))
     assert same(lora(whole), lora(parts), 1e-6)
@@ -339,7 +344,7 @@ def test_the_recipe_reaches_the_generator():
     for draw in generator.draws:
         assert set(draw.prompt_indices) == {0}
         assert max(draw.sampler_steps) < 2
-        assert (draw.height, draw.width, draw.guidance, draw.num_inference_steps) == (8, 16, 2.0, 2)
+        assert draw.sampling == Sampling(2, 2.0, 8, 16)
 
 
 @pytest.mark.parametrize("prompts", [("sand",), ("sea", "sand", "grass")])
@@ -364,10 +369,10 @@ def test_a_host_that_stops_its_model_within_a_step_gets_the_steps_before():
     generator, reference = FakeGenerator(), FakeGenerator()
     estimate = generator.estimate
 
-    def interrupted(draw, with_base=False):
+    def interrupted(draw, needs):
         if generator.estimates == 3:
             raise StopRequested
-        return estimate(draw, with_base)
+        return estimate(draw, needs)
 
     generator.estimate = interrupted
     result = distill(generator, FakeCritic(), recipe(train_steps=9))

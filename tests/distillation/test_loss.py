@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dual_process import overlays
 from dual_process.distillation import Question, RecipeError
 from dual_process.distillation.loss import check_questions, question_weights, vqa_loss
-from dual_process.distillation.regularizers import range_penalty, velocity_distance
+from dual_process.distillation.penalties import PENALTIES
 
 IMAGE = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
@@ -120,6 +120,6 @@ def test_questions_that_cannot_be_asked(question, message):
         check_questions([question], {"default": FakeCritic()}, 2)
 
 
-def test_regularizers_by_hand():
-    assert velocity_distance(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])) == pytest.approx((1 + 4) / 2)
-    assert range_penalty(torch.tensor([0.0, 1.0, 1.5, -0.1])) == pytest.approx(5 * (0.5 + 0.1) / 4)
+def test_penalties_by_hand():
+    assert PENALTIES["velocity"].call(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])) == pytest.approx((1 + 4) / 2)
+    assert PENALTIES["range"].call(torch.tensor([0.0, 1.0, 1.5, -0.1])) == pytest.approx(5 * (0.5 + 0.1) / 4)

@@ -12,7 +12,7 @@ from dual_process.distillation import Draw, GeneratorError
 
 pytestmark = pytest.mark.comfyui
 EMPTY = {"samples": torch.zeros(1, 16, SIZE // 8, SIZE // 8)}
-DRAW = Draw((0,), (5,), (0,), None, None, None, None)
+DRAW = Draw((0,), (5,), (0,))
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def trained(model, vae, deviation=0.3):
 def forward(generator):
     """The model's prediction at one fixed point, with whatever LoRAs it has."""
     with generator.training(), torch.no_grad():
-        draw = Draw((0, 1), (5, 6), (0, 0), None, None, None, None)
+        draw = Draw((0, 1), (5, 6), (0, 0))
         return generator.estimate(draw).prediction
 
 
@@ -99,7 +99,7 @@ def test_low_precision_models_train_and_load_back(load, comfy, dtype, weight_dty
     model, vae = load(dtype, weight_dtype)
     generator = trained(model, vae)
     with generator.training():
-        generator.estimate(Draw((0,), (5,), (0,), None, None, None, None)).image.mean().backward()
+        generator.estimate(Draw((0,), (5,), (0,))).image.mean().backward()
     assert all(p.grad.isfinite().all() for p in generator.lora_parameters().values())
     assert sum(float(p.grad.abs().sum()) for p in generator.lora_parameters().values()) > 0
     wanted = forward(generator)
@@ -122,12 +122,12 @@ def test_trains_beside_a_lora_of_the_user(load, bypass):
     generator.add_lora(4, 8.0, seed=1)
     assert torch.allclose(forward(generator), with_theirs, atol=1e-5)  # a fresh LoRA changes nothing
     with generator.training():
-        generator.estimate(Draw((0,), (5,), (0,), None, None, None, None)).image.mean().backward()
+        generator.estimate(Draw((0,), (5,), (0,))).image.mean().backward()
     gradient = {n: p.grad for n, p in generator.lora_parameters().items() if n.endswith("lora_B")}
     plain = generator_for(model, vae)
     plain.add_lora(4, 8.0, seed=1)
     with plain.training():
-        plain.estimate(Draw((0,), (5,), (0,), None, None, None, None)).image.mean().backward()
+        plain.estimate(Draw((0,), (5,), (0,))).image.mean().backward()
     name = "double_blocks.0.img_attn.qkv.lora_B"
     assert not torch.allclose(gradient[name], plain.lora_parameters()[name].grad, rtol=0.01)
     assert torch.allclose(forward(generator_for(theirs, vae)), with_theirs, atol=1e-6)
@@ -139,7 +139,7 @@ def test_diffusers_loads_the_same_lora(load):
     generator = trained(*load())
     theirs = diffusers_generator("schnell")
     theirs.load_lora_state_dict(generator.lora_state_dict("diffusers"))
-    draw = Draw((0, 1), (5, 6), (0, 0), None, None, None, None)
+    draw = Draw((0, 1), (5, 6), (0, 0))
     with torch.no_grad():
         image = theirs.estimate(draw).image
     with generator.training(), torch.no_grad():
@@ -170,7 +170,9 @@ def test_distil_and_take_up_the_result(load):
     critic.log_likelihood = lambda images, questions: torch.nn.functional.logsigmoid(
         (images.flatten(1).mean(dim=1, keepdim=True) - 0.5) * 20
     ).repeat(1, len(questions))
-    recipe = Recipe((Question("bright?"),), train_steps=8, learning_rate=1e-2, rank=4, seed=3, velocity_weight=0.01)
+    recipe = Recipe(
+        (Question("bright?"),), train_steps=8, learning_rate=1e-2, rank=4, seed=3, penalties={"velocity": 0.01}
+    )
     with torch.inference_mode():
         result = distill(generator, critic, recipe)
     assert result.history[-1].loss < result.history[0].loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy_models import SIZE, conditionings, diffusers_generator, write_files
 
-from dual_process.distillation import Draw, GeneratorError, StopRequested
+from dual_process.distillation import Draw, GeneratorError, Sampling, StopRequested
 from dual_process.generators.flux_latents import pack
 
 pytestmark = pytest.mark.comfyui
@@ -54,8 +54,7 @@ def make(models):
 
 
 def draw(steps=(2, 0, 1), prompts=(0, 1, 0), **changes) -> Draw:
-    settings = {"num_inference_steps": None, "guidance": None, "height": None, "width": None}
-    return Draw(prompts, tuple(range(5, 5 + len(steps))), steps, **{**settings, **changes})
+    return Draw(prompts, tuple(range(5, 5 + len(steps))), steps, **changes)
 
 
 def randomize(generator, deviation=0.3):
@@ -72,7 +71,7 @@ def gradients(generator, the_draw):
     Not of the picture: the decoder's ReLUs would make jumps of rounding errors.
     """
     with generator.training():
-        estimate = generator.estimate(the_draw, with_base=True)
+        estimate = generator.estimate(the_draw, ["image", "prediction", "base_prediction"])
         prediction = as_tokens(estimate.prediction)
         weights = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(9))
         (prediction * weights).mean().backward()
@@ -192,7 +191,7 @@ def test_the_users_models_come_back_as_they_were(make, models, ksampler):
         generator = make(gradient_checkpointing=True)
         generator.add_lora(4, 8.0, seed=1)
         with generator.training():
-            generator.estimate(draw(), with_base=True).image.mean().backward()
+            generator.estimate(draw(), ["image", "base_image"]).image.mean().backward()
             if error:
                 raise error
 
@@ -244,9 +243,9 @@ def test_draws_that_do_not_fit(make):
         for wrong in (
             draw((4,), (0,)),
             draw((0,), (2,)),
-            draw(guidance=3.0),
-            draw(height=64),
-            draw(num_inference_steps=9),
+            draw(sampling=Sampling(guidance=3.0)),
+            draw(sampling=Sampling(height=64)),
+            draw(sampling=Sampling(9)),
             draw((0,), (0,), renoise_times=(1.5,), renoise_seeds=(1,)),
             draw((0,), (0,), renoise_times=(0.0,), renoise_seeds=(1,)),
         ):

@@ -91,7 +91,7 @@ def test_pictures_without_lora_are_those_of_ksampler(generator, models):
 
 def test_gradient_equals_finite_differences_of_the_noise_prediction(generator):
     generator.add_lora(2, 4.0, seed=0)
-    draw = Draw((0,), (3,), (0,), None, None, None, None)
+    draw = Draw((0,), (3,), (0,))
     weights = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     parameters = generator.lora_parameters()
     name = next(n for n in parameters if "attn1.to_out.0.lora_B" in n)
@@ -121,7 +121,7 @@ def test_pure_noise_is_the_models_highest_noise_level(generator, models):
 def predict(generator, scale=1.0):
     """The noise that the model predicts at one fixed point."""
     with generator.training(), torch.no_grad(), generator._scaled(scale):
-        return generator.estimate(Draw((0,), (3,), (0,), None, None, None, None)).prediction
+        return generator.estimate(Draw((0,), (3,), (0,))).prediction
 
 
 def test_lora_loads_back_and_has_no_diffusers_form(generator, models):

@@ -5,10 +5,11 @@ import torch
 from diffusers import FluxPipeline
 
 from dual_process.core.errors import GeneratorError
-from dual_process.core.protocols import Draw
+from dual_process.core.protocols import Draw, Sampling
 from dual_process.generators import load_generator
 
-DRAW = Draw((0, 1, 0), (3, 4, 5), (0, 2, 1), None, None, None, None)
+DRAW = Draw((0, 1, 0), (3, 4, 5), (0, 2, 1))
+EVERYTHING = ("image", "prediction", "base_image", "base_prediction")
 
 
 def loss_of(image: torch.Tensor) -> torch.Tensor:
@@ -64,13 +65,13 @@ def test_estimate_equals_the_schedulers_jump_to_sigma_zero(generator, pipeline, 
     scheduler._step_index = step
     clean = scheduler.step(velocity, scheduler.timesteps[step], z).prev_sample
 
-    estimate = generator.estimate(Draw((0,), (3,), (step,), None, None, None, None))
+    estimate = generator.estimate(Draw((0,), (3,), (step,)))
     torch.testing.assert_close(estimate.prediction, velocity, atol=1e-5, rtol=0)
     torch.testing.assert_close(estimate.image, decode(pipeline, clean), atol=1e-5, rtol=0)
 
 
 def test_the_last_step_is_the_picture(generator):
-    estimate = generator.estimate(Draw((1,), (8,), (2,), 3, None, None, None))
+    estimate = generator.estimate(Draw((1,), (8,), (2,), Sampling(3)))
     torch.testing.assert_close(estimate.image.detach().clamp(0, 1), generator.sample([1], [8]), atol=1e-5, rtol=0)
 
 
@@ -82,23 +83,23 @@ def test_renoise_mode_follows_its_formula(generator, pipeline, run_pipeline):
     z = (1 - time) * clean + time * FluxPipeline._pack_latents(noise, 1, 16, 8, 12)
     expected = z - time * velocity_of(pipeline, z, time)
 
-    draw = Draw((0,), (3,), (0,), None, None, None, None, renoise_times=(0.35,), renoise_seeds=(77,))
+    draw = Draw((0,), (3,), (0,), renoise_times=(0.35,), renoise_seeds=(77,))
     torch.testing.assert_close(generator.estimate(draw).image, decode(pipeline, expected), atol=1e-5, rtol=0)
 
 
 def test_renoise_to_pure_noise_forgets_the_picture(schnell):
-    draw = Draw((0,), (3,), (0,), None, None, None, None, renoise_times=(1.0,), renoise_seeds=(77,))
-    fresh = Draw((0,), (77,), (0,), None, None, None, None)
+    draw = Draw((0,), (3,), (0,), renoise_times=(1.0,), renoise_seeds=(77,))
+    fresh = Draw((0,), (77,), (0,))
     torch.testing.assert_close(schnell.estimate(draw).image, schnell.estimate(fresh).image, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("draw", [DRAW, replace(DRAW, renoise_times=(0.2, 0.9, 0.5), renoise_seeds=(1, 2, 3))])
 def test_a_batch_equals_one_at_a_time(generator, randomize_lora, draw):
     with_lora(generator, randomize_lora)
-    together = generator.estimate(draw, with_base=True)
+    together = generator.estimate(draw, EVERYTHING)
     for b in range(3):
         alone = {name: value[b : b + 1] for name, value in vars(draw).items() if isinstance(value, tuple)}
-        single = generator.estimate(replace(draw, **alone), with_base=True)
+        single = generator.estimate(replace(draw, **alone), EVERYTHING)
         torch.testing.assert_close(together.image[b : b + 1], single.image, atol=1e-5, rtol=0)
         torch.testing.assert_close(together.prediction[b : b + 1], single.prediction, atol=1e-5, rtol=0)
         torch.testing.assert_close(together.base_prediction[b : b + 1], single.base_prediction, atol=1e-5, rtol=0)
@@ -115,16 +116,16 @@ def test_no_needless_forward_is_made(schnell):
 
 def test_estimates_repeat_exactly(generator, randomize_lora):
     with_lora(generator, randomize_lora)
-    first, second = (generator.estimate(DRAW, with_base=True) for _ in range(2))
+    first, second = (generator.estimate(DRAW, EVERYTHING) for _ in range(2))
     assert torch.equal(first.image, second.image)
     assert torch.equal(first.base_prediction, second.base_prediction)
 
 
 def test_base_prediction_is_made_at_the_same_point_without_lora(generator, randomize_lora):
-    draw = Draw((0, 1), (3, 4), (0, 0), None, None, None, None)  # no step before: the point needs no LoRA
+    draw = Draw((0, 1), (3, 4), (0, 0))  # no step before: the point needs no LoRA
     plain = generator.estimate(draw).prediction.detach()
     with_lora(generator, randomize_lora)
-    estimate = generator.estimate(draw, with_base=True)
+    estimate = generator.estimate(draw, EVERYTHING)
     assert torch.equal(estimate.base_prediction, plain)
     assert not estimate.base_prediction.requires_grad
     assert (estimate.prediction - plain).abs().max() > 1e-3
@@ -132,7 +133,7 @@ def test_base_prediction_is_made_at_the_same_point_without_lora(generator, rando
 
 
 def test_pictures_stay_upright(schnell):
-    assert schnell.estimate(replace(DRAW, height=32, width=112)).image.shape == (3, 3, 32, 112)
+    assert schnell.estimate(replace(DRAW, sampling=Sampling(height=32, width=112))).image.shape == (3, 3, 32, 112)
 
 
 def test_gradient_reaches_the_lora_only(generator, randomize_lora):
@@ -174,7 +175,7 @@ def test_checkpointing_changes_nothing(folder, generator, randomize_lora):
     for each in (generator, frugal):
         with_lora(each, randomize_lora)
         with each.training():
-            loss_of(each.estimate(DRAW, with_base=True).image).backward()
+            loss_of(each.estimate(DRAW, EVERYTHING).image).backward()
         gradients.append({name: p.grad for name, p in each.lora_parameters().items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-6, msg=name)
@@ -203,7 +204,7 @@ def test_detached_image_backward_gives_the_same_gradient(schnell, randomize_lora
         ({"renoise_times": (0.5, 0.5), "renoise_seeds": (1, 2, 3)}, "renoise times and seeds"),
         ({"renoise_times": (0.5, 0.5, 0.5)}, "renoise times and seeds"),
         ({"renoise_times": (0.5, 0.0, 0.5), "renoise_seeds": (1, 2, 3)}, "above 0"),
-        ({"height": 60}, "multiples of 16"),
+        ({"sampling": Sampling(height=60)}, "multiples of 16"),
     ],
 )
 def test_refuses_a_bad_draw(schnell, changes, message):

@@ -8,7 +8,7 @@ from dual_process.core.errors import GeneratorError
 from dual_process.core.protocols import Draw
 from dual_process.generators import FluxGenerator, load_generator
 
-DRAW = Draw((0,), (1,), (0,), None, None, None, None)
+DRAW = Draw((0,), (1,), (0,))
 
 
 def test_keeps_prompts_and_lets_the_text_encoders_go(generator, flavour):

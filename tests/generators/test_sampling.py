@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
 from dual_process.core.errors import GeneratorError
-from dual_process.core.protocols import Draw
+from dual_process.core.protocols import Draw, Sampling
 from dual_process.generators import load_generator
 from dual_process.generators.flux_latents import flow_sigmas, pack, token_positions, unpack
 
@@ -20,7 +20,7 @@ def test_sample_equals_the_pipeline(generator, pipeline, run_pipeline):
 @pytest.mark.parametrize(("height", "width", "steps"), [(96, 64, 1), (112, 112, 5)])
 def test_sample_equals_the_pipeline_at_other_sizes_and_steps(generator, pipeline, run_pipeline, height, width, steps):
     expected = run_pipeline(pipeline, [9], steps, height, width, prompt=1)
-    pictures = generator.sample([1], [9], steps, height=height, width=width)
+    pictures = generator.sample([1], [9], steps, sampling=Sampling(height=height, width=width))
     torch.testing.assert_close(pictures, expected, atol=1e-5, rtol=0)
 
 
@@ -43,12 +43,12 @@ def test_a_full_vae_serves_as_well(pipeline, run_pipeline):
     torch.testing.assert_close(generator.sample([0], [4]), run_pipeline(pipeline, [4]), atol=1e-5, rtol=0)
     generator.add_lora(2, 2.0, seed=0)
     with generator.training():
-        generator.estimate(Draw((0,), (4,), (2,), None, None, None, None)).image.sum().backward()
+        generator.estimate(Draw((0,), (4,), (2,))).image.sum().backward()
     assert generator.lora_parameters()["transformer_blocks.0.attn.to_q.lora_B"].grad.abs().max() > 0
 
 
 def test_guidance_is_heard_by_dev_and_ignored_by_schnell(generator, pipeline, run_pipeline, flavour):
-    usual, strong = generator.sample([0], [4]), generator.sample([0], [4], guidance=9.0)
+    usual, strong = generator.sample([0], [4]), generator.sample([0], [4], sampling=Sampling(guidance=9.0))
     torch.testing.assert_close(strong, run_pipeline(pipeline, [4], guidance_scale=9.0), atol=1e-5, rtol=0)
     assert torch.equal(usual, strong) == (flavour == "schnell")
 
@@ -101,4 +101,4 @@ def test_refuses_a_bad_batch(schnell, arguments, message):
 @pytest.mark.parametrize(("height", "width"), [(65, 64), (64, 8), (0, 64), (64, -16)])
 def test_refuses_a_size_off_the_grid(schnell, height, width):
     with pytest.raises(GeneratorError, match="Expected"):
-        schnell.sample([0], [1], height=height, width=width)
+        schnell.sample([0], [1], sampling=Sampling(height=height, width=width))

@@ -206,15 +206,15 @@ def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pac
 def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
     import sys
 
-    loop = sys.modules[f"{pack.__name__}.distillation.loop"]
-    vqa_loss, calls = loop.vqa_loss, []
+    batch = sys.modules[f"{pack.__name__}.distillation.batch"]
+    vqa_loss, calls = batch.vqa_loss, []
 
     def poisoned(*args):
         calls.append(1)
         judged = vqa_loss(*args)
         return judged if len(calls) < 3 else type(judged)(float("nan"), judged.log_likelihood, judged.image_gradient)
 
-    monkeypatch.setattr(loop, "vqa_loss", poisoned)
+    monkeypatch.setattr(batch, "vqa_loss", poisoned)
     with pytest.raises(Exception, match=r"loss of step 3 is not a finite number.*interrupted.*lora_"):
         distil(train_steps=9)
 
@@ -222,8 +222,8 @@ def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pa
 def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay, kept_steps):
     import sys
 
-    loop = sys.modules[f"{pack.__name__}.distillation.loop"]
-    vqa_loss, calls = loop.vqa_loss, []
+    batch = sys.modules[f"{pack.__name__}.distillation.batch"]
+    vqa_loss, calls = batch.vqa_loss, []
 
     def full(*args):
         calls.append(1)
@@ -231,7 +231,7 @@ def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay
             raise torch.OutOfMemoryError("no room")
         return vqa_loss(*args)
 
-    monkeypatch.setattr(loop, "vqa_loss", full)
+    monkeypatch.setattr(batch, "vqa_loss", full)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         distil(train_steps=9)
     assert kept_steps() == 2

@@ -1,9 +1,11 @@
-"""Penalties that keep the generator near its base model and its pictures displayable."""
+"""Stay near the base model."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from .penalty import Penalty
 
 
 def velocity_distance(prediction: Tensor, base_prediction: Tensor) -> Tensor:
@@ -11,6 +13,9 @@ def velocity_distance(prediction: Tensor, base_prediction: Tensor) -> Tensor:
     return F.mse_loss(prediction.float(), base_prediction.float())
 
 
-def range_penalty(image: Tensor) -> Tensor:
-    """5 · mean(relu(|y − ½| − ½)) of unclamped pictures y: 0 while every value lies in [0, 1]."""
-    return 5 * F.relu((image - 0.5).abs() - 0.5).mean()
+VELOCITY = Penalty(
+    "velocity",
+    "Squared distance of the prediction to the base model's on the judged samples.",
+    ("prediction", "base_prediction"),
+    velocity_distance,
+)

@@ -1,0 +1,74 @@
+"""One backward pass: generate, judge, add the penalties, backpropagate into the LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import Critic, Draw, Estimate, Generator, Need
+from .loss import vqa_loss
+from .penalties import JUDGED, PENALTIES
+from .recipe import Recipe
+from .result import Preview
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Detached terms of one backward pass."""
+
+    loss: float  # nats; nan where no critic could look at the pictures
+    log_likelihood: Tensor  # [B, Q]
+    penalties: Mapping[str, float]
+    preview: Preview
+
+
+def learn_from(
+    generator: Generator, critics: Mapping[str, Critic], recipe: Recipe, draw: Draw, take_turns: bool
+) -> Batch:
+    """Learns from one batch; its gradient is added to the LoRA's, divided by the number of batches of a step.
+
+    With `take_turns` the generator makes each picture twice, once without gradient for the critics, and enters its
+    `training()` only while it works; else the caller has entered it.
+    """
+    turn = generator.training if take_turns else nullcontext
+    needs = needs_of(recipe, JUDGED)
+    needs.add("image")
+    with turn(), torch.set_grad_enabled(not take_turns):
+        estimate = generator.estimate(draw, {"image"} if take_turns else needs)
+    image = estimate.get("image")
+    preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices)
+    if not torch.isfinite(image).all():
+        unknown = torch.full((len(image), len(recipe.questions)), torch.nan)
+        return Batch(math.nan, unknown, dict.fromkeys(recipe.penalties, 0.0), preview)
+    judged = vqa_loss(critics, image, recipe.questions, draw.prompt_indices)
+    with turn():
+        if take_turns:
+            estimate = generator.estimate(draw, needs)  # the same picture, now with its graph
+        penalties = penalties_of(recipe, JUDGED, estimate)
+        # One backward pass through the generator carries the critics' gradient and the penalties'.
+        total = (judged.image_gradient.to(image) * estimate.get("image")).sum()
+        backward(recipe, penalties, total)
+    return Batch(judged.loss, judged.log_likelihood, {n: float(v.detach()) for n, v in penalties.items()}, preview)
+
+
+def needs_of(recipe: Recipe, samples: str) -> set[Need]:
+    """What the recipe's penalties on these samples need of an estimate."""
+    active = (PENALTIES[name] for name in recipe.penalties)
+    return {need for penalty in active if penalty.samples == samples for need in penalty.needs}
+
+
+def penalties_of(recipe: Recipe, samples: str, estimate: Estimate) -> dict[str, Tensor]:
+    """The recipe's penalties on these samples, by name."""
+    active = (PENALTIES[name] for name in recipe.penalties)
+    return {p.name: p.call(*map(estimate.get, p.needs)) for p in active if p.samples == samples}
+
+
+def backward(recipe: Recipe, penalties: Mapping[str, Tensor], total: Tensor | float = 0.0) -> None:
+    """Backpropagates `total` and the weighed penalties, divided by the number of batches of a step."""
+    total = total + sum(recipe.penalties[name] * value for name, value in penalties.items())
+    (torch.as_tensor(total) / recipe.gradient_accumulation).backward()

@@ -1,0 +1,22 @@
+"""Penalties that keep the generator near its base model and its pictures displayable.
+
+A new one is a file here and an entry in `PENALTIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .out_of_range import RANGE
+from .penalty import ANCHORS, JUDGED, Penalty
+from .velocity import VELOCITY
+
+PENALTIES: Mapping[str, Penalty] = {
+    penalty.name: penalty
+    for penalty in (
+        VELOCITY,
+        RANGE,
+    )
+}
+
+__all__ = ["ANCHORS", "JUDGED", "PENALTIES", "Penalty"]

@@ -1,0 +1,167 @@
+"""Dual-process distillation, a step at a time: generate, judge, backpropagate into the LoRA, report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..core.errors import RecipeError, StopRequested
+from ..core.protocols import Critic, Generator
+from .batch import Batch, learn_from
+from .checkpoint import Checkpoint
+from .draws import draw_batch
+from .loss import check_questions
+from .recipe import Recipe
+from .result import (
+    DistillationDiverged,
+    DistillationError,
+    DistillationFailed,
+    DistillationResult,
+    Preview,
+    StepReport,
+    mean_probability,
+)
+
+ShouldStop = Callable[[], bool]
+
+
+class Run:
+    """A distillation that its host drives: enter it, call `step()` until `finished`, take `result()`.
+
+    While it is entered, the generator is in `training()`, unless it takes turns with the critics. `result()` and
+    `snapshot()` can be asked for at any time between two steps.
+
+    Args:
+        generator, critic, recipe, resume_from, take_turns: see `distill`.
+
+    Raises:
+        RecipeError: the recipe does not fit the generator or the critics.
+        LoraFileError: the checkpoint cannot be read, or is of another recipe or model.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        critic: Critic | Mapping[str, Critic],
+        recipe: Recipe,
+        resume_from: str | Path | None = None,
+        take_turns: bool = False,
+    ) -> None:
+        self.generator, self.recipe = generator, recipe
+        self.critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
+        self.history: list[StepReport] = []
+        self._take_turns = take_turns
+        self._num_prompts = _check_prompts(generator, recipe)
+        check_questions(recipe.questions, self.critics, self._num_prompts)
+
+        generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed)
+        self._parameters = generator.lora_parameters()
+        self._optimizer = torch.optim.AdamW(list(self._parameters.values()), lr=recipe.learning_rate, weight_decay=0.0)
+        self._weights = generator.info.weights_sha256
+        if resume_from is not None:
+            checkpoint = Checkpoint.load(resume_from)
+            rows = checkpoint.restore(self._parameters, self._optimizer, recipe, self._weights)
+            self.history = [StepReport.from_dict(row) for row in rows]
+
+    def __enter__(self) -> Run:
+        self._entered = ExitStack()
+        if not self._take_turns:
+            self._entered.enter_context(self.generator.training())
+        return self
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._entered.__exit__(*error)  # type: ignore[arg-type]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step of the recipe has been made."""
+        return len(self.history) >= self.recipe.train_steps
+
+    def step(self, should_stop: ShouldStop | None = None) -> tuple[StepReport, Preview]:
+        """One optimiser step.
+
+        Args:
+            should_stop: asked before every backward pass.
+
+        Raises:
+            StopRequested: `should_stop` said so, or the generator's host; the LoRA is that of the step before.
+            DistillationDiverged: a loss or gradient was not finite; the LoRA is that of the step before.
+            DistillationFailed: a step after the first failed for another reason, its cause.
+        """
+        try:
+            return self._step(should_stop)
+        except (StopRequested, DistillationError):
+            raise
+        except Exception as error:
+            if not self.history:
+                raise
+            raise DistillationFailed(len(self.history) + 1, error, self.result("failed")) from error
+
+    def _step(self, should_stop: ShouldStop | None) -> tuple[StepReport, Preview]:
+        started = time.perf_counter()
+        recipe, step = self.recipe, len(self.history)
+        self._optimizer.zero_grad(set_to_none=True)
+        batches = [self._learn(step, micro, should_stop) for micro in range(recipe.gradient_accumulation)]
+        loss = _mean([b.loss for b in batches])
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), recipe.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise DistillationDiverged(step + 1, what, self.result("diverged"))
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step)
+        self._optimizer.step()
+        self.history.append(
+            StepReport(
+                step=step + 1,
+                train_steps=recipe.train_steps,
+                loss=loss,
+                p_answer=mean_probability(torch.cat([b.log_likelihood for b in batches])),
+                penalties={name: _mean([b.penalties[name] for b in batches]) for name in recipe.penalties},
+                grad_norm=norm,
+                learning_rate=recipe.learning_rate_at(step),
+                seconds=time.perf_counter() - started,
+            )
+        )
+        return self.history[-1], batches[-1].preview
+
+    def _learn(self, step: int, micro: int, should_stop: ShouldStop | None) -> Batch:
+        if should_stop is not None and should_stop():
+            raise StopRequested
+        recipe = self.recipe
+        steps = recipe.num_inference_steps or self.generator.num_inference_steps
+        draw = draw_batch(recipe, step, micro * recipe.batch_size, self._num_prompts, steps)
+        return learn_from(self.generator, self.critics, recipe, draw, self._take_turns)
+
+    def snapshot(self) -> Checkpoint:
+        """All that it takes to go on from here, on the CPU."""
+        history = [asdict(report) for report in self.history]
+        return Checkpoint.take(self._parameters, self._optimizer, self.recipe, self._weights, history)
+
+    def result(self, stop_reason: str) -> DistillationResult:
+        """The LoRA so far and how it came to be; see `DistillationResult` for the reasons."""
+        infos = {name: critic.info for name, critic in self.critics.items()}
+        return DistillationResult(self.generator, infos, self.recipe, tuple(self.history), stop_reason, self.snapshot())
+
+
+def _check_prompts(generator: Generator, recipe: Recipe) -> int:
+    """How many of the generator's prompts are trained on."""
+    count = len(recipe.prompts) or generator.num_prompts
+    known = generator.prompts
+    same = known is None or not recipe.prompts or tuple(known[:count]) == recipe.prompts
+    if count > generator.num_prompts or not same:
+        held = generator.num_prompts if known is None else list(known)
+        raise RecipeError(
+            f"The recipe's prompts must be the generator's first ones. The recipe has {list(recipe.prompts)}, "
+            f"the generator holds {held}: load it with the recipe's prompts."
+        )
+    return count
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
