@@ -11,7 +11,8 @@ from ..core.errors import (
 )
 from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay, Sampling
 from .loop import distill
-from .recipe import Question, Recipe
+from .question import Question
+from .recipe import Anchors, Recipe
 from .result import (
     DistillationDiverged,
     DistillationError,
@@ -23,6 +24,7 @@ from .result import (
 from .run import Run
 
 __all__ = [
+    "Anchors",
     "Critic",
     "CriticError",
     "DistillationDiverged",

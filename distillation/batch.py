@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..core.protocols import Critic, Draw, Estimate, Generator, Need
+from .asking import Samples, answers_before
 from .loss import vqa_loss
-from .penalties import JUDGED, PENALTIES
+from .penalties import ANCHORS, JUDGED, PENALTIES
 from .recipe import Recipe
 from .result import Preview
 
@@ -28,10 +29,16 @@ class Batch:
 
 
 def learn_from(
-    generator: Generator, critics: Mapping[str, Critic], recipe: Recipe, draw: Draw, take_turns: bool
+    generator: Generator,
+    critics: Mapping[str, Critic],
+    recipe: Recipe,
+    draw: Draw,
+    anchors: Draw | None,
+    take_turns: bool,
 ) -> Batch:
     """Learns from one batch; its gradient is added to the LoRA's, divided by the number of batches of a step.
 
+    `anchors` are the samples of the penalties that ask for some beside the judged ones.
     With `take_turns` the generator makes each picture twice, once without gradient for the critics, and enters its
     `training()` only while it works; else the caller has entered it.
     """
@@ -40,12 +47,14 @@ def learn_from(
     needs.add("image")
     with turn(), torch.set_grad_enabled(not take_turns):
         estimate = generator.estimate(draw, {"image"} if take_turns else needs)
+        base = _base_samples(generator, recipe, draw)
     image = estimate.get("image")
     preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices)
     if not torch.isfinite(image).all():
         unknown = torch.full((len(image), len(recipe.questions)), torch.nan)
         return Batch(math.nan, unknown, dict.fromkeys(recipe.penalties, 0.0), preview)
-    judged = vqa_loss(critics, image, recipe.questions, draw.prompt_indices)
+    before = {} if base is None else answers_before(critics, base, recipe.questions)
+    judged = vqa_loss(critics, Samples(image, draw.prompt_indices, generator.prompts), recipe.questions, before)
     with turn():
         if take_turns:
             estimate = generator.estimate(draw, needs)  # the same picture, now with its graph
@@ -53,7 +62,19 @@ def learn_from(
         # One backward pass through the generator carries the critics' gradient and the penalties'.
         total = (judged.image_gradient.to(image) * estimate.get("image")).sum()
         backward(recipe, penalties, total)
+        if anchors is not None:
+            beside = penalties_of(recipe, ANCHORS, generator.estimate(anchors, needs_of(recipe, ANCHORS)))
+            backward(recipe, beside, 0.0)
+            penalties |= beside
     return Batch(judged.loss, judged.log_likelihood, {n: float(v.detach()) for n, v in penalties.items()}, preview)
+
+
+def _base_samples(generator: Generator, recipe: Recipe, draw: Draw) -> Samples | None:
+    """The base model's own estimates for a draw, where a question is to be answered as before."""
+    if not any(question.is_as_before for question in recipe.questions):
+        return None
+    estimate = generator.estimate(replace(draw, base_trajectory=True), {"base_image"})
+    return Samples(estimate.get("base_image"), draw.prompt_indices, generator.prompts)
 
 
 def needs_of(recipe: Recipe, samples: str) -> set[Need]:
@@ -68,7 +89,7 @@ def penalties_of(recipe: Recipe, samples: str, estimate: Estimate) -> dict[str, 
     return {p.name: p.call(*map(estimate.get, p.needs)) for p in active if p.samples == samples}
 
 
-def backward(recipe: Recipe, penalties: Mapping[str, Tensor], total: Tensor | float = 0.0) -> None:
+def backward(recipe: Recipe, penalties: Mapping[str, Tensor], total: Tensor | float) -> None:
     """Backpropagates `total` and the weighed penalties, divided by the number of batches of a step."""
     total = total + sum(recipe.penalties[name] * value for name, value in penalties.items())
     (torch.as_tensor(total) / recipe.gradient_accumulation).backward()

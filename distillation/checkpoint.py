@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import LoraFileError
 from ..core.tensor_file import read_tensors, write_tensors
+from .anchors import Anchor
 from .recipe import Recipe
 
 LORA, OPTIMIZER = "lora.", "optimizer."
@@ -33,6 +34,7 @@ class Checkpoint:
         recipe: Recipe,
         weights: str,
         history: list[dict[str, Any]],
+        anchors: Sequence[Anchor] = (),
     ) -> Checkpoint:
         state, groups = pack_optimizer(optimizer)
         tensors = {LORA + name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
@@ -45,8 +47,14 @@ class Checkpoint:
                 "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
                 "base_model": weights,
                 "history": json.dumps(history),
+                "anchors": json.dumps([asdict(anchor) for anchor in anchors]),
             },
         )
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        """The anchors that the run has chosen, none if it needs none."""
+        return tuple(Anchor(**row) for row in json.loads(self.metadata.get("anchors", "[]")))
 
     def save(self, path: str | Path) -> Path:
         """Writes the snapshot; atomic. Raises LoraFileError if it cannot be written."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import RecipeError, StopRequested
 from ..core.protocols import Critic, Generator
+from .anchors import OnAnchor
 from .recipe import Recipe
 from .result import DistillationResult, Preview, StepReport
 from .run import Run, ShouldStop
@@ -28,6 +29,7 @@ def distill(
     checkpoint_path: str | Path | None = None,
     checkpoint_every: int = 25,
     take_turns: bool = False,
+    on_anchor: OnAnchor | None = None,
 ) -> DistillationResult:
     """Teaches the generator's LoRA what the critics are asked (paper, algorithm 1).
 
@@ -43,6 +45,7 @@ def distill(
             that cannot be written is logged, and training goes on.
         take_turns: whether the generator leaves `training()` while critics are asked, so that one device need not
             hold both. The generator then makes each picture twice, once without gradient; the result is the same.
+        on_anchor: called while the pool of anchors is made, with the number of pictures made and that of all.
 
     Raises:
         RecipeError: the recipe does not fit the generator or the critics.
@@ -60,6 +63,7 @@ def distill(
         observers.append(lambda run, report, preview: on_step(report, preview))
     with Run(generator, critic, recipe, resume_from, take_turns) as run:
         try:
+            run.prepare(on_anchor, should_stop)
             while not run.finished:
                 if is_learned(recipe, run.history):
                     return run.result("early_stop")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ import tomli_w
 
 from ..core.errors import RecipeError
 from ..core.protocols import Overlay, Sampling
+from .checks import check, check_integer, check_keys, check_number, is_list
 from .penalties import PENALTIES
+from .question import Question
 
 try:
     import tomllib
@@ -27,40 +28,23 @@ OLD_PENALTIES = {"velocity_weight": "velocity", "range_weight": "range"}  # keys
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question for a critic and the answer that is wanted (paper, section 3.1)."""
+class Anchors:
+    """How anchors are found: base pictures that are right already, where the penalty "anchors" holds the model."""
 
-    text: str = field(metadata={"help": "The question, as the critic reads it."})
-    answer: str = field(default="Yes", metadata={"help": "The answer that is wanted."})
-    weight: float = field(default=1.0, metadata={"help": "Weight of this question in the loss, above 0."})
-    overlay: Overlay | Any = field(
-        default=None, metadata={"help": "Visual prompt drawn on the image before this question is asked."}
+    pool: int = field(default=128, metadata={"help": "Base pictures to choose the anchors from."})
+    threshold: float = field(
+        default=0.5, metadata={"help": "Pictures are anchors if every P(answer) about them is above this …"}
     )
-    critic: str = field(default="default", metadata={"help": "Name of the critic that is asked."})
-    prompts: tuple[int, ...] | None = field(
-        default=None, metadata={"help": "Indices of the prompts that this question is for; none = all."}
-    )
-    contrast: str | None = field(
-        default=None, metadata={"help": "An answer to push away: the loss is then −(log P(answer) − log P(contrast))."}
+    least: int = field(default=16, metadata={"help": "… but at least this many, the best ones."})
+    noise_level: str = field(
+        default="judged", metadata={"help": "'judged': the noise level of the judged sample; 'random': any."}
     )
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.text, str) and bool(self.text.strip()), "a question's text", "some text", self.text)
-        _check(isinstance(self.answer, str) and bool(self.answer.strip()), "a question's answer", "text", self.answer)
-        _check_number("a question's weight", self.weight, above=0)
-        _check(isinstance(self.critic, str) and bool(self.critic), "a question's critic", "a name", self.critic)
-        if self.contrast is not None:
-            other = isinstance(self.contrast, str) and self.contrast.strip() not in ("", str(self.answer).strip())
-            _check(other, "a question's contrast", "text other than the answer", self.contrast)
-        if self.prompts is not None:
-            _check(_is_list(self.prompts), "a question's prompts", "a list of indices", self.prompts)
-            prompts = tuple(self.prompts)
-            good = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompts)
-            _check(bool(prompts) and good, "a question's prompts", "indices from 0", self.prompts)
-            object.__setattr__(self, "prompts", prompts)
-
-    def is_for(self, prompt_index: int) -> bool:
-        return self.prompts is None or prompt_index in self.prompts
+        check_integer("anchors.pool", self.pool, 1)
+        check_integer("anchors.least", self.least, 1)
+        check_number("anchors.threshold", self.threshold, least=0, most=1)
+        check(self.noise_level in ("judged", "random"), "anchors.noise_level", "'judged' or 'random'", self.noise_level)
 
 
 @dataclass(frozen=True)
@@ -76,6 +60,9 @@ class Recipe:
     questions: tuple[Question, ...] = field(metadata={"help": "What the critics are asked."})
     prompts: tuple[str, ...] = field(
         default=(), metadata={"help": "Training prompts: the generator's first ones. Empty = all that it holds."}
+    )
+    held_out: tuple[str, ...] = field(
+        default=(), metadata={"help": "Prompts that are not trained on: the verdict looks at their pictures."}
     )
     train_steps: int = field(default=100, metadata={"help": "Optimiser steps."})
     learning_rate: float = field(default=5e-5, metadata={"help": "AdamW learning rate."})
@@ -99,6 +86,7 @@ class Recipe:
     penalties: Mapping[str, float] = field(
         default_factory=dict, metadata={"help": "Weights of penalties beside the VQA loss, by name."}
     )
+    anchors: Anchors = field(default=Anchors(), metadata={"help": "How the penalty 'anchors' finds its pictures."})
     stop_probability: float | None = field(
         default=None, metadata={"help": "Stop early when every P(answer) is above this …"}
     )
@@ -108,32 +96,37 @@ class Recipe:
 
     def __post_init__(self, velocity_weight: float | None, range_weight: float | None) -> None:
         questions = (self.questions,) if isinstance(self.questions, Question) else self.questions
-        _check(_is_list(questions), "questions", "a list of Question objects", questions)
+        check(is_list(questions), "questions", "a list of Question objects", questions)
         questions = tuple(questions)
-        _check(bool(questions), "questions", "at least one Question", self.questions)
+        check(bool(questions), "questions", "at least one Question", self.questions)
         for question in questions:
-            _check(isinstance(question, Question), "questions", "Question objects", question)
-        _check(_is_list(self.prompts), "prompts", "a list of texts", self.prompts)
+            check(isinstance(question, Question), "questions", "Question objects", question)
+        check(is_list(self.prompts), "prompts", "a list of texts", self.prompts)
         object.__setattr__(self, "questions", questions)
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        for prompt in self.prompts:
-            _check(isinstance(prompt, str), "prompts", "texts", prompt)
+        check(is_list(self.held_out), "held_out", "a list of texts", self.held_out)
+        object.__setattr__(self, "held_out", tuple(self.held_out))
+        for prompt in (*self.prompts, *self.held_out):
+            check(isinstance(prompt, str), "prompts", "texts", prompt)
+        if shared := {*self.prompts} & {*self.held_out}:
+            raise RecipeError(f"The prompts {sorted(shared)} are both trained on and held out. Leave them out of one.")
+        check(isinstance(self.anchors, Anchors), "anchors", "an Anchors object or its table", self.anchors)
         for name in ("train_steps", "rank", "batch_size", "gradient_accumulation", "stop_steps"):
-            _check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("height", "width", "num_inference_steps"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
-        _check_integer("seed", self.seed, 0, MAX_SEED)
+                check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         for name in ("learning_rate", "lora_alpha", "max_grad_norm"):
-            _check_number(name, getattr(self, name), above=0)
+            check_number(name, getattr(self, name), above=0)
         old = {"velocity_weight": velocity_weight, "range_weight": range_weight}
         object.__setattr__(self, "penalties", _penalties(self.penalties, old))
         if self.guidance is not None:
-            _check_number("guidance", self.guidance, least=0)
+            check_number("guidance", self.guidance, least=0)
         if self.stop_probability is not None:
-            _check_number("stop_probability", self.stop_probability, above=0, most=1)
-        _check(self.lr_schedule in ("constant", "cosine"), "lr_schedule", "'constant' or 'cosine'", self.lr_schedule)
-        _check(self.timesteps in ("sampler", "renoise"), "timesteps", "'sampler' or 'renoise'", self.timesteps)
+            check_number("stop_probability", self.stop_probability, above=0, most=1)
+        check(self.lr_schedule in ("constant", "cosine"), "lr_schedule", "'constant' or 'cosine'", self.lr_schedule)
+        check(self.timesteps in ("sampler", "renoise"), "timesteps", "'sampler' or 'renoise'", self.timesteps)
 
     @property
     def sampling(self) -> Sampling:
@@ -150,8 +143,10 @@ class Recipe:
         """Plain data without None values, ready for TOML and JSON."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "questions"}
         data["prompts"] = list(self.prompts)
+        data["held_out"] = list(self.held_out)
         data["penalties"] = dict(self.penalties)
-        data["questions"] = [_question_to_dict(q) for q in self.questions]
+        data["anchors"] = dict(vars(self.anchors))
+        data["questions"] = [q.to_dict() for q in self.questions]
         return {name: value for name, value in data.items() if value is not None}
 
     @classmethod
@@ -161,7 +156,7 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing questions, or a value out of its range.
         """
-        _check_keys("recipe", {k: v for k, v in data.items() if k not in OLD_PENALTIES}, cls)
+        check_keys("recipe", {k: v for k, v in data.items() if k not in OLD_PENALTIES}, cls)
         rows = data.get("questions", ())
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             raise RecipeError(f"Expected questions as a list of tables, got {rows!r}.")
@@ -169,14 +164,20 @@ class Recipe:
         for row in rows:
             if not isinstance(row, Mapping):
                 raise RecipeError(f"Expected each question as a table with a text, got {row!r}.")
-            _check_keys("question", row, Question)
+            check_keys("question", row, Question)
             if "text" not in row:
                 raise RecipeError(f"Each question needs a text, this one has none: {dict(row)}.")
             question = Question(**row)
             if question.overlay is not None and build_overlay is not None:
                 question = replace(question, overlay=build_overlay(question.overlay))
             questions.append(question)
-        return cls(**{**data, "questions": tuple(questions)})
+        data = {**data, "questions": tuple(questions)}
+        if "anchors" in data:
+            if not isinstance(data["anchors"], Mapping):
+                raise RecipeError(f"Expected anchors as a table of settings, got {data['anchors']!r}.")
+            check_keys("anchors", data["anchors"], Anchors)
+            data["anchors"] = Anchors(**data["anchors"])
+        return cls(**data)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -206,57 +207,12 @@ class Recipe:
 
 def _penalties(weights: Any, old: Mapping[str, float | None]) -> dict[str, float]:
     """The weights above 0, once they are known to be sound; `old` holds those under their names of version 0.1."""
-    _check(isinstance(weights, Mapping), "penalties", "a table of weights by name", weights)
-    _check({*weights} <= {*PENALTIES}, "penalties", f"weights of {list(PENALTIES)}", dict(weights))
+    check(isinstance(weights, Mapping), "penalties", "a table of weights by name", weights)
+    check({*weights} <= {*PENALTIES}, "penalties", f"weights of {list(PENALTIES)}", dict(weights))
     for name, weight in weights.items():
-        _check_number(f"the penalty {name}", weight, least=0)
+        check_number(f"the penalty {name}", weight, least=0)
     for key, weight in old.items():
         if weight is not None:
-            _check_number(key, weight, least=0)
+            check_number(key, weight, least=0)
             weights = {**weights, OLD_PENALTIES[key]: weight}
     return {name: float(weights[name]) for name in PENALTIES if weights.get(name)}
-
-
-def _question_to_dict(question: Question) -> dict[str, Any]:
-    data = {f.name: getattr(question, f.name) for f in fields(question)}
-    if isinstance(question.overlay, Overlay):
-        data["overlay"] = question.overlay.to_dict()
-    if question.prompts is not None:
-        data["prompts"] = list(question.prompts)
-    return {name: value for name, value in data.items() if value is not None}
-
-
-def _check_keys(what: str, data: Mapping[str, Any], owner: type) -> None:
-    known = [f.name for f in fields(owner)]
-    if unknown := sorted(set(data) - set(known)):
-        raise RecipeError(f"Unknown {what} keys {unknown}. Known ones are {known}: correct or remove them.")
-
-
-def _check(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise RecipeError(f"Expected {name} to be {expected}, got {value!r}.")
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _check_integer(name: str, value: object, least: int, most: float = math.inf) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-    _check(good, name, f"a whole number {bounds}", value)
-
-
-def _check_number(
-    name: str, value: object, above: float | None = None, least: float | None = None, most: float | None = None
-) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if good and above is not None:
-        good = value > above  # type: ignore[operator]
-    if good and least is not None:
-        good = value >= least  # type: ignore[operator]
-    if good and most is not None:
-        good = value <= most  # type: ignore[operator]
-    bounds = [f"above {above}"] * (above is not None) + [f"at least {least}"] * (least is not None)
-    bounds += [f"at most {most}"] * (most is not None)
-    _check(good, name, " and ".join(["a number", *bounds]), value)

@@ -135,6 +135,7 @@ class DistillationResult:
             "dual_process.base_model": json.dumps(base.to_dict()),
             "dual_process.critics": json.dumps({name: info.to_dict() for name, info in self.critics.items()}),
             "dual_process.history": json.dumps(self.history_summary()),
+            **({"dual_process.anchors": self.checkpoint.metadata["anchors"]} if self.checkpoint.anchors else {}),
         }
 
 

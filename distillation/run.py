@@ -13,10 +13,12 @@ import torch
 
 from ..core.errors import RecipeError, StopRequested
 from ..core.protocols import Critic, Generator
-from .batch import Batch, learn_from
+from .anchors import Anchor, OnAnchor, draw_anchors, find_anchors
+from .asking import check_questions
+from .batch import Batch, learn_from, needs_of
 from .checkpoint import Checkpoint
 from .draws import draw_batch
-from .loss import check_questions
+from .penalties import ANCHORS
 from .recipe import Recipe
 from .result import (
     DistillationDiverged,
@@ -56,9 +58,10 @@ class Run:
         self.generator, self.recipe = generator, recipe
         self.critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
         self.history: list[StepReport] = []
+        self.anchors: tuple[Anchor, ...] = ()
         self._take_turns = take_turns
         self._num_prompts = _check_prompts(generator, recipe)
-        check_questions(recipe.questions, self.critics, self._num_prompts)
+        check_questions(recipe.questions, self.critics, self._num_prompts, generator.prompts)
 
         generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed)
         self._parameters = generator.lora_parameters()
@@ -68,6 +71,7 @@ class Run:
             checkpoint = Checkpoint.load(resume_from)
             rows = checkpoint.restore(self._parameters, self._optimizer, recipe, self._weights)
             self.history = [StepReport.from_dict(row) for row in rows]
+            self.anchors = checkpoint.anchors
 
     def __enter__(self) -> Run:
         self._entered = ExitStack()
@@ -82,6 +86,21 @@ class Run:
     def finished(self) -> bool:
         """Whether every step of the recipe has been made."""
         return len(self.history) >= self.recipe.train_steps
+
+    def prepare(self, on_anchor: OnAnchor | None = None, should_stop: ShouldStop | None = None) -> None:
+        """Finds the anchors, if the recipe weighs some and a checkpoint has not brought them; `step` does it, too.
+
+        Args:
+            on_anchor: called with the number of pictures made and that of the whole pool.
+            should_stop: asked before every batch.
+
+        Raises:
+            StopRequested: `should_stop` said so, or the generator's host.
+        """
+        if not self.anchors and needs_of(self.recipe, ANCHORS):
+            self.anchors = find_anchors(
+                self.generator, self.critics, self.recipe, self._num_prompts, on_anchor, should_stop
+            )
 
     def step(self, should_stop: ShouldStop | None = None) -> tuple[StepReport, Preview]:
         """One optimiser step.
@@ -105,6 +124,7 @@ class Run:
 
     def _step(self, should_stop: ShouldStop | None) -> tuple[StepReport, Preview]:
         started = time.perf_counter()
+        self.prepare(should_stop=should_stop)
         recipe, step = self.recipe, len(self.history)
         self._optimizer.zero_grad(set_to_none=True)
         batches = [self._learn(step, micro, should_stop) for micro in range(recipe.gradient_accumulation)]
@@ -135,13 +155,15 @@ class Run:
             raise StopRequested
         recipe = self.recipe
         steps = recipe.num_inference_steps or self.generator.num_inference_steps
-        draw = draw_batch(recipe, step, micro * recipe.batch_size, self._num_prompts, steps)
-        return learn_from(self.generator, self.critics, recipe, draw, self._take_turns)
+        first = micro * recipe.batch_size
+        draw = draw_batch(recipe, step, first, self._num_prompts, steps)
+        beside = draw_anchors(recipe, step, first, self.anchors, draw, steps) if self.anchors else None
+        return learn_from(self.generator, self.critics, recipe, draw, beside, self._take_turns)
 
     def snapshot(self) -> Checkpoint:
         """All that it takes to go on from here, on the CPU."""
         history = [asdict(report) for report in self.history]
-        return Checkpoint.take(self._parameters, self._optimizer, self.recipe, self._weights, history)
+        return Checkpoint.take(self._parameters, self._optimizer, self.recipe, self._weights, history, self.anchors)
 
     def result(self, stop_reason: str) -> DistillationResult:
         """The LoRA so far and how it came to be; see `DistillationResult` for the reasons."""

@@ -9,10 +9,16 @@ from torch.nn import functional as F
 
 from dual_process import overlays
 from dual_process.distillation import Question, RecipeError
-from dual_process.distillation.loss import check_questions, question_weights, vqa_loss
+from dual_process.distillation.asking import Samples, check_questions
+from dual_process.distillation.loss import question_weights
+from dual_process.distillation.loss import vqa_loss as vqa_loss_of
 from dual_process.distillation.penalties import PENALTIES
 
 IMAGE = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def vqa_loss(critics, images, questions, prompt_indices, prompts=None, before=None):
+    return vqa_loss_of(critics, Samples(images, prompt_indices, prompts), questions, before)
 
 
 def log_p(text, images):

@@ -1,0 +1,190 @@
+"""Asking critics about samples: words filled in, one composite and one call for all questions of an overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import RecipeError
+from ..core.protocols import Critic, Overlay, Resident
+from .question import AS_BEFORE, PROMPT, Question
+
+Before = Mapping[int, Sequence[str]]  # by number of a question "as before": the answer that each sample is to keep
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as one sample's critic hears it."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What questions are asked about: pictures of prompts."""
+
+    images: Tensor  # [B, 3, H, W]; critics see them clamped to [0, 1]
+    prompt_indices: Sequence[int]
+    prompts: Sequence[str] | None  # texts of the generator's prompts, where known
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What one critic says of one composite: log P of answers and of contrasts, [R, K], 0 where nothing is asked."""
+
+    rows: Tensor  # [R], numbers of the samples that were asked about
+    members: list[int]  # [K], numbers of the questions
+    answer: Tensor
+    contrast: Tensor
+
+
+def is_asked(questions: Sequence[Question], prompt_indices: Sequence[int]) -> Tensor:
+    """[B, Q], whether a question is for a sample's prompt."""
+    return torch.tensor([[q.is_for(p) for q in questions] for p in prompt_indices])
+
+
+def group_questions(questions: Sequence[Question]) -> Iterator[tuple[str, Overlay | None, list[int]]]:
+    """Questions that share a critic and an overlay: one composite, one call."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    seen: list[Overlay | None] = []
+    for index, question in enumerate(questions):
+        if question.overlay not in seen:
+            seen.append(question.overlay)
+        groups.setdefault((question.critic, seen.index(question.overlay)), []).append(index)
+    for (critic, overlay), members in groups.items():
+        yield critic, seen[overlay], members
+
+
+def ask(
+    critics: Mapping[str, Critic], samples: Samples, questions: Sequence[Question], before: Before
+) -> Iterator[Replies]:
+    """Asks each critic about each overlay's composite, one after the other.
+
+    While the caller looks at a reply, and makes its backward pass, the critic is at hand.
+    """
+    asked = is_asked(questions, samples.prompt_indices)
+    for name, overlay, members in group_questions(questions):
+        rows = asked[:, members].any(dim=1).nonzero()[:, 0]
+        if len(rows) == 0:
+            continue
+        visible = samples.images[rows.to(samples.images.device)].clamp(0, 1)
+        composite = visible if overlay is None else overlay.apply(visible)
+        own = asked[rows][:, members]
+        answers, contrasts = _wordings(questions, samples, rows.tolist(), members, before)
+        with _at_hand(critics[name]):
+            answer, contrast = _rate(critics[name], composite, [_where(own, answers), _where(own, contrasts)])
+            yield Replies(rows, members, answer, contrast)
+
+
+Wordings = list[list[Asked | None]]  # [R][K], None where nothing is asked
+
+
+def _wordings(
+    questions: Sequence[Question], samples: Samples, rows: Sequence[int], members: Sequence[int], before: Before
+) -> tuple[Wordings, Wordings]:
+    """Each question's answer, and its contrast if it has one, as they are asked about each sample."""
+
+    def text(row: int, question: Question) -> str:
+        if samples.prompts is None:
+            return question.text
+        return question.text.replace(PROMPT, samples.prompts[samples.prompt_indices[row]])
+
+    def answer(row: int, number: int) -> Asked:
+        question = questions[number]
+        return Asked(text(row, question), before[number][row] if question.is_as_before else question.answer)
+
+    def contrast(row: int, question: Question) -> Asked | None:
+        return None if question.contrast is None else Asked(text(row, question), question.contrast)
+
+    answers: Wordings = [[answer(row, number) for number in members] for row in rows]
+    return answers, [[contrast(row, questions[number]) for number in members] for row in rows]
+
+
+def _where(asked: Tensor, wordings: Wordings) -> Wordings:
+    return [[w if use else None for w, use in zip(*row, strict=True)] for row in zip(wordings, asked, strict=True)]
+
+
+def _rate(critic: Critic, composite: Tensor, tables: Sequence[Wordings]) -> list[Tensor]:
+    """log P of each table's wordings, [R, K] each, by one call with every wording that some sample needs."""
+    wordings = list(dict.fromkeys(w for table in tables for row in table for w in row if w is not None))
+    scores = critic.log_likelihood(composite, wordings)  # [R, W]
+    return [_pick(scores, wordings, table) for table in tables]
+
+
+def _pick(scores: Tensor, wordings: Sequence[Asked], table: Wordings) -> Tensor:
+    """Of scores [R, W] those of each sample's own wordings, [R, K]; 0 where there is none."""
+    column = {wording: number for number, wording in enumerate(wordings)}
+    places = torch.tensor([[-1 if w is None else column[w] for w in row] for row in table], device=scores.device)
+    return torch.where(places >= 0, scores.gather(1, places.clamp(min=0)), 0.0)
+
+
+def _at_hand(critic: Critic) -> AbstractContextManager[Any]:
+    return critic.resident() if isinstance(critic, Resident) else nullcontext()
+
+
+@torch.no_grad()
+def score(
+    critics: Mapping[str, Critic], samples: Samples, questions: Sequence[Question], before: Before | None = None
+) -> Tensor:
+    """log P(wanted answer), [B, Q] on the CPU, without gradient; nan where a question is not for a sample's prompt."""
+    found = torch.full((len(samples.images), len(questions)), torch.nan)
+    for replies in ask(critics, samples, questions, before or {}):
+        found[replies.rows[:, None], torch.tensor(replies.members)] = replies.answer.float().cpu()
+    return found.where(is_asked(questions, samples.prompt_indices), torch.nan)
+
+
+def answers_before(critics: Mapping[str, Critic], base: Samples, questions: Sequence[Question]) -> Before:
+    """By each question "as before": the likeliest of its choices about base pictures of the same prompts and noises."""
+    numbers = [number for number, question in enumerate(questions) if question.is_as_before]
+    if not numbers:
+        return {}
+    options = [replace(questions[n], answer=choice) for n in numbers for choice in questions[n].choices]
+    scores = iter(score(critics, base, options).nan_to_num().unbind(dim=1))
+    found = {}
+    for n in numbers:
+        choices = questions[n].choices
+        best = torch.stack([next(scores) for _ in choices], dim=1).argmax(dim=1)
+        found[n] = [choices[index] for index in best.tolist()]
+    return found
+
+
+def check_questions(
+    questions: Sequence[Question],
+    critics: Mapping[str, Critic],
+    num_prompts: int,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Refuses questions that cannot be asked, before anything is trained.
+
+    Raises:
+        RecipeError: an unknown critic, an overlay that is still plain data, words of prompts that carry none, or
+            prompts that no question is for.
+    """
+    for number, question in enumerate(questions, start=1):
+        if question.critic not in critics:
+            raise RecipeError(
+                f"Question {number} asks the critic {question.critic!r}, but the critics given are {sorted(critics)}."
+            )
+        if question.overlay is not None and not isinstance(question.overlay, Overlay):
+            raise RecipeError(
+                f"The overlay of question {number} is plain data. Build it first: "
+                "Recipe.load(path, build_overlay=dual_process.overlays.build)."
+            )
+        if PROMPT in question.text and prompts is None:
+            raise RecipeError(
+                f"Question {number} uses {PROMPT}, but the prompts carry no words here, as CONDITIONINGs of ComfyUI do "
+                f"not. Write the words into the question, or ask something and give the answer '{AS_BEFORE}'."
+            )
+        if question.prompts is not None and max(question.prompts) >= num_prompts:
+            raise RecipeError(
+                f"Question {number} is for the prompts {question.prompts}, but only 0 to {num_prompts - 1} exist."
+            )
+    silent = [p for p in range(num_prompts) if not any(q.is_for(p) for q in questions)]
+    if silent:
+        raise RecipeError(f"No question is for the prompts {silent}. Remove them or ask something about them.")

@@ -1,0 +1,82 @@
+"""What a critic is asked, and what is wanted of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..core.protocols import Overlay
+from .checks import check, check_number, is_list
+
+CONTROL, KEEP = "control", "keep"  # roles of a question
+AS_BEFORE = "as before"  # as an answer: the one that the critic gives about the base model's picture
+PROMPT = "{prompt}"  # in a question's text: the words of the sample's own prompt
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question for a critic and the answer that is wanted (paper, section 3.1)."""
+
+    text: str = field(
+        metadata={"help": "The question, as the critic reads it; {prompt} stands for the words of the prompt."}
+    )
+    answer: str = field(
+        default="Yes",
+        metadata={"help": "The answer that is wanted; 'as before': the critic's own about the base model's picture."},
+    )
+    weight: float = field(default=1.0, metadata={"help": "Weight of this question in the loss, above 0."})
+    overlay: Overlay | Any = field(
+        default=None, metadata={"help": "Visual prompt drawn on the image before this question is asked."}
+    )
+    critic: str = field(default="default", metadata={"help": "Name of the critic that is asked."})
+    prompts: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "Indices of the prompts that this question is for; none = all."}
+    )
+    contrast: str | None = field(
+        default=None, metadata={"help": "An answer to push away: the loss is then −(log P(answer) − log P(contrast))."}
+    )
+    role: str = field(
+        default=CONTROL, metadata={"help": "'control': what is to be learnt; 'keep': what is to stay, shown apart."}
+    )
+    choices: tuple[str, ...] = field(
+        default=("Yes", "No"), metadata={"help": "The answers out of which 'as before' takes the likeliest."}
+    )
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.text, str) and bool(self.text.strip()), "a question's text", "some text", self.text)
+        check(isinstance(self.answer, str) and bool(self.answer.strip()), "a question's answer", "text", self.answer)
+        check_number("a question's weight", self.weight, above=0)
+        check(isinstance(self.critic, str) and bool(self.critic), "a question's critic", "a name", self.critic)
+        if self.contrast is not None:
+            other = isinstance(self.contrast, str) and self.contrast.strip() not in ("", str(self.answer).strip())
+            check(other, "a question's contrast", "text other than the answer", self.contrast)
+        if self.prompts is not None:
+            check(is_list(self.prompts), "a question's prompts", "a list of indices", self.prompts)
+            prompts = tuple(self.prompts)
+            good = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompts)
+            check(bool(prompts) and good, "a question's prompts", "indices from 0", self.prompts)
+            object.__setattr__(self, "prompts", prompts)
+        check(self.role in (CONTROL, KEEP), "a question's role", f"'{CONTROL}' or '{KEEP}'", self.role)
+        if self.answer == AS_BEFORE:
+            check(self.contrast is None, f"the contrast of a question answered '{AS_BEFORE}'", "none", self.contrast)
+        choices = tuple(self.choices) if is_list(self.choices) else ()
+        good = len({*choices}) == len(choices) >= 2 and all(isinstance(c, str) and c.strip() for c in choices)
+        check(good, "a question's choices", "at least two different texts", self.choices)
+        object.__setattr__(self, "choices", choices)
+
+    @property
+    def is_as_before(self) -> bool:
+        return self.answer == AS_BEFORE
+
+    def is_for(self, prompt_index: int) -> bool:
+        return self.prompts is None or prompt_index in self.prompts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data without None values."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.overlay, Overlay):
+            data["overlay"] = self.overlay.to_dict()
+        if self.prompts is not None:
+            data["prompts"] = list(self.prompts)
+        data["choices"] = list(self.choices)
+        return {name: value for name, value in data.items() if value is not None}
