@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .anchors import ANCHOR_DISTANCE
 from .out_of_range import RANGE
 from .penalty import ANCHORS, JUDGED, Penalty
 from .velocity import VELOCITY
@@ -16,6 +17,7 @@ PENALTIES: Mapping[str, Penalty] = {
     for penalty in (
         VELOCITY,
         RANGE,
+        ANCHOR_DISTANCE,
     )
 }
 
