@@ -18,6 +18,7 @@ from dual_process.distillation import (
     LoraFileError,
     Question,
     RecipeError,
+    Run,
     Sampling,
     StopRequested,
     distill,
@@ -358,6 +359,30 @@ def test_cosine_schedule_reaches_the_optimizer():
     assert rates == pytest.approx([0.01 * 0.5 * (1 + math.cos(math.pi * s / 6)) for s in range(6)])
     constant = lora(distill(FakeGenerator(), FakeCritic(), recipe()))
     assert not same(constant, lora(distill(FakeGenerator(), FakeCritic(), recipe(lr_schedule="cosine"))))
+
+
+def test_those_who_watch_cannot_end_a_run(tmp_path, caplog):
+    def broken(report, preview):
+        raise OSError("no display")
+
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    result = distill(
+        FakeGenerator(), FakeCritic(), recipe(), broken, checkpoint_path=blocked / "c.safetensors", checkpoint_every=2
+    )
+    assert (result.stop_reason, result.steps) == ("completed", 6)
+    assert same(lora(result), lora(distill(FakeGenerator(), FakeCritic(), recipe())))
+    assert caplog.text.count("no display") == 6
+    assert caplog.text.count("Could not write") == 3
+
+
+def test_a_host_can_drive_a_run_itself():
+    with Run(FakeGenerator(), FakeCritic(), recipe(), take_turns=True) as run:
+        losses = []
+        while not run.finished:
+            losses.append(run.step()[0].loss)
+    assert losses == [r.loss for r in distill(FakeGenerator(), FakeCritic(), recipe()).history]
+    assert run.result("completed").steps == 6
 
 
 def test_a_checkpoint_every_no_steps_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dual_process import overlays
 from dual_process.distillation import Question, RecipeError
-from dual_process.distillation.asking import Samples, check_questions
+from dual_process.distillation.asking import Samples, answers_before, check_questions
 from dual_process.distillation.loss import question_weights
 from dual_process.distillation.loss import vqa_loss as vqa_loss_of
 from dual_process.distillation.penalties import PENALTIES
@@ -118,6 +118,7 @@ def test_no_gradient_past_saturation():
         (Question("a", critic="x"), "asks the critic 'x'"),
         (Question("a", overlay={"kind": "horizon", "position": 0.3}), "plain data"),
         (Question("a", prompts=(2,)), "only 0 to 1 exist"),
+        (Question("Is it {prompt}?"), "carry no words"),
         (Question("a", prompts=(0,)), r"No question is for the prompts \[1\]"),
     ],
 )
@@ -129,3 +130,32 @@ def test_questions_that_cannot_be_asked(question, message):
 def test_penalties_by_hand():
     assert PENALTIES["velocity"].call(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])) == pytest.approx((1 + 4) / 2)
     assert PENALTIES["range"].call(torch.tensor([0.0, 1.0, 1.5, -0.1])) == pytest.approx(5 * (0.5 + 0.1) / 4)
+
+
+def test_words_of_the_prompt_are_filled_in_for_each_sample():
+    critic = CriticOfAnswers()
+    questions = [Question("a"), Question("{prompt}?", weight=3.0)]
+    result = vqa_loss({"default": critic}, IMAGE, questions, [1, 0], prompts=["sea", "sand"])
+    assert critic.calls == [["aYes", "sand?Yes", "sea?Yes"]]  # in one call
+    own = torch.stack([log_p("sand?Yes", IMAGE)[0], log_p("sea?Yes", IMAGE)[1]])
+    assert torch.allclose(result.log_likelihood[:, 1], own)
+    assert result.loss == pytest.approx(-float((0.25 * log_p("aYes", IMAGE) + 0.75 * own).mean()), rel=1e-6)
+
+
+def test_as_before_asks_for_the_answer_about_the_base_picture():
+    base = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    images = IMAGE[:1].expand(6, -1, -1, -1)
+    line = overlays.horizon(0.4, thickness=0.3)
+    questions = [Question("a"), Question("b", answer="as before", overlay=line, choices=("Red", "Blue", "Grey"))]
+    critics = {"default": CriticOfAnswers()}
+    before = answers_before(critics, Samples(base, [0] * 6, None), questions)
+    wanted = []
+    for picture in line.apply(base):
+        scores = {c: float(log_p("b" + c, picture[None])) for c in ("Red", "Blue", "Grey")}
+        wanted.append(max(scores, key=scores.__getitem__))
+    assert before == {1: wanted}
+    assert len({*wanted}) > 1
+    result = vqa_loss(critics, images, questions, [0] * 6, before=before)
+    seen = line.apply(images)
+    for row, answer in enumerate(wanted):
+        assert result.log_likelihood[row, 1] == pytest.approx(float(log_p("b" + answer, seen)[row]), rel=1e-5)

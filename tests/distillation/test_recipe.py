@@ -60,6 +60,8 @@ def _picture():
         ({"penalties": {"velocity": -0.1}}, "penalty velocity"),
         ({"penalties": {"speed": 1.0}}, "speed"),
         ({"penalties": 0.5}, "table of weights"),
+        ({"held_out": ("sea",), "prompts": ("sea",)}, "both trained on and held out"),
+        ({"anchors": {"pool": 3}}, "Anchors object"),
         ({"stop_probability": 1.5}, "stop_probability"),
         ({"guidance": -1.0}, "guidance"),
         ({"seed": -1}, "seed"),
