@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import LoraFileError
 from ..core.tensor_file import read_tensors, write_tensors
+from .pictures import resolve_pictures
 from .recipe import Recipe
 
 LORA, OPTIMIZER = "lora.", "optimizer."
@@ -82,7 +83,9 @@ class Checkpoint:
         return json.loads(self.metadata["history"])
 
     def _check(self, parameters: Mapping[str, nn.Parameter], recipe: Recipe, weights: str) -> None:
-        then, now = json.loads(self.metadata["recipe"]), json.loads(json.dumps(recipe.to_dict()))
+        # With the pictures in place: earlier versions embedded them in each question.
+        then = resolve_pictures(json.loads(self.metadata["recipe"]))
+        now = resolve_pictures(json.loads(json.dumps(recipe.to_dict())))
         # More steps may be asked for than at first, as long as that does not change the steps already made.
         free = {"train_steps"} if recipe.lr_schedule == "constant" else set()
         changed = sorted(k for k in {*then, *now} - free if then.get(k) != now.get(k))

@@ -14,6 +14,7 @@ import tomli_w
 
 from ..core.errors import RecipeError
 from ..core.protocols import Overlay
+from .pictures import resolve_pictures, share_pictures
 
 try:
     import tomllib
@@ -139,19 +140,21 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.train_steps))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data without None values, ready for TOML and JSON."""
+        """Plain data without None values, ready for TOML and JSON; embedded pictures once, in a table `pictures`."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "questions"}
         data["prompts"] = list(self.prompts)
         data["questions"] = [_question_to_dict(q) for q in self.questions]
-        return {name: value for name, value in data.items() if value is not None}
+        return share_pictures({name: value for name, value in data.items() if value is not None})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], build_overlay: BuildOverlay | None = None) -> Recipe:
         """A recipe from plain data. `build_overlay` (`dual_process.overlays.build`) makes overlays of their data.
 
         Raises:
-            RecipeError: unknown keys, missing questions, or a value out of its range.
+            RecipeError: unknown keys, missing questions, a picture that is referred to but missing, or a value out of
+                its range.
         """
+        data = resolve_pictures(data)
         _check_keys("recipe", data, cls)
         rows = data.get("questions", ())
         if not isinstance(rows, Sequence) or isinstance(rows, str):
