@@ -145,6 +145,9 @@ class ImageOverlay:
         return torch.cat([resized[:3] / resized[3:].clamp(min=1e-6), resized[3:]]).clamp(0, 1)
 
 
+Layer = HorizonLine | PaletteStrip | ImageOverlay
+
+
 def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
     """Splits pixels [3, H, W] of an antialiased drawing on white into ink colour and share of white [1, H, W].
 
