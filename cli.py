@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .core.errors import DualProcessError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
@@ -24,7 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-console = Console(stderr=True)
+# Without markup: paths, questions and errors may hold square brackets ("[/INST]"); our own styles are Text objects.
+console = Console(stderr=True, markup=False, emoji=False)
 
 
 class ControlName(str, Enum):
@@ -51,7 +53,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except DualProcessError as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False)
+        console.print(Text.assemble(("Error:", "bold red"), f" {error}"), highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -101,13 +103,13 @@ def progress_bar(total: int) -> Iterator[Any]:
 @app.command()
 def demo(
     control: Annotated[ControlName, typer.Option(help="What to teach.")] = ControlName.horizon,
-    line: Annotated[float, typer.Option(help="Height of the horizon line, fraction from the top.")] = 0.3,
+    line: Annotated[float, typer.Option(min=0, max=1, help="Height of the horizon line, fraction from the top.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the results; output/demo_CONTROL by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; the control's own by default.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the control's own by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The control's own by default.")] = None,
     regularizers: Annotated[bool, typer.Option(help="Keep the pictures near the base model's.")] = True,
-    pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs of the evaluation.")] = 64,
+    pairs: Annotated[int, typer.Option(min=1, help="Held-out (prompt, noise) pairs of the evaluation.")] = 64,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output.")] = False,
 ) -> None:
@@ -127,7 +129,7 @@ def demo(
         if control == ControlName.horizon:
             changes["line"] = line
         chosen = CONTROLS[control.value](seed=seed, **changes)
-        folder = output or Path("output") / f"demo_{control.value}"
+        folder = _make_folder(output or Path("output") / f"demo_{control.value}")
         generator, critic = world.load(chosen.prompts)
         checkpoint = folder / "checkpoint.safetensors" if resume else None
         with StopOnInterrupt() as should_stop, progress_bar(chosen.recipe.train_steps) as on_step:
@@ -171,7 +173,7 @@ def train(
         plan = Recipe.load(recipe, build_overlay=overlays.build)
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
-        output.mkdir(parents=True, exist_ok=True)
+        _make_folder(output)
         maker = load_generator(
             generator,
             prompts=list(plan.prompts),
@@ -246,6 +248,14 @@ def ask(
         print(json.dumps({"question": question, "reply": reply, "answer": answer, "p_answer": probability}))
     else:
         print(f"{reply}   (P({answer}) = {probability:.3f})")
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DualProcessError(f"Could not make the output folder {folder}: {error}. Choose another.") from error
+    return folder
 
 
 def _save_partial(result: DistillationResult, folder: Path) -> None:

@@ -11,7 +11,7 @@ def choose_device(device: str | torch.device | None, error: type[DualProcessErro
     """The device of this name; None is cuda if there is one, else cpu.
 
     Raises:
-        error: there is no such device.
+        error: this machine's torch cannot compute there.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,5 +21,19 @@ def choose_device(device: str | torch.device | None, error: type[DualProcessErro
         raise error(f"Expected a device such as 'cuda' or 'cpu', got {device!r}.") from cause
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise error(f"Expected a device of this machine, got {str(device)!r}, but torch finds no GPU; use 'cpu'.")
+    if chosen.type != "cpu":
+        _check_usable(chosen, error)
     # "cuda" is written out as ComfyUI and tensors do, to compare equal to their devices.
     return torch.device("cuda", torch.cuda.current_device()) if str(chosen) == "cuda" else chosen
+
+
+def _check_usable(device: torch.device, error: type[DualProcessError]) -> None:
+    """Raises `error` unless a number can be put on the device and read back; "meta", for one, holds none."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as cause:  # by device and build of torch
+        reason = str(cause).strip().split("\n")[0]
+        raise error(
+            f"Expected a device of this machine, got {str(device)!r}, which torch cannot use ({reason}). "
+            "Use 'cpu', or 'cuda' where there is a GPU."
+        ) from cause

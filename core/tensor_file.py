@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,14 +25,14 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = _new_file_beside(path)
+        usual_mode = stat.S_IMODE(temporary.stat().st_mode)
         save_file(
             {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
             temporary,
             metadata=dict(metadata),
         )
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(usual_mode)  # safetensors puts a file for the user alone in its place
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise LoraFileError(
@@ -39,15 +40,19 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             "what was trained is still in memory."
         ) from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _new_file_beside(path: Path) -> Path:
+    """An empty hidden file of a name that none had; the system gives it the mode of any new file.
+
+    The mask by which it does so can otherwise only be read by setting it, which other threads would notice.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.open("xb").close()
+    return temporary
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

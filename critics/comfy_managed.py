@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.devices import choose_device
 from ..core.errors import CriticError
+from ..core.model_folder import weight_files
 from ..core.protocols import AskedQuestion, ModelInfo
 from .transformers_critic import TransformersCritic, load_critic
 
@@ -100,7 +101,7 @@ def load_managed_critic(
     """
     place = comfy.model_management.get_torch_device() if device is None else choose_device(device, CriticError)
     if quantization is not None:
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in weight_files(folder))
         comfy.model_management.free_memory(size, place)
         return load_critic(folder, place, dtype, quantization, gradient_checkpointing=gradient_checkpointing)
     return ManagedCritic(load_critic(folder, place, dtype, offload=True, gradient_checkpointing=gradient_checkpointing))

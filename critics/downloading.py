@@ -17,12 +17,12 @@ from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from ..core.errors import CriticError
+from ..core.model_folder import is_other_format
 from .loading import MODEL_FILES
 
 CONFIG = "config.json"
 # With those of the library by which huggingface_hub speaks, which has changed over time:
 NETWORK_ERRORS: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
-OTHER_LAYOUTS = ("*/*", "consolidated*")  # the same weights again, for other programs
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -96,7 +96,8 @@ def _fetch(url: str, target: Path, bar: type[tqdm[Any]]) -> None:
 
 
 def _is_needed(name: str) -> bool:
-    return any(fnmatch(name, p) for p in MODEL_FILES) and not any(fnmatch(name, p) for p in OTHER_LAYOUTS)
+    """Whether a repository's file is one of the model's own; those in folders are other programs'."""
+    return "/" not in name and any(fnmatch(name, p) for p in MODEL_FILES) and not is_other_format(name)
 
 
 def _bar(on_bytes: Callable[[int], None]) -> type[tqdm[Any]]:

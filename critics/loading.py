@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.import_utils import is_torchvision_available
 
 from ..core.errors import CriticError
+from ..core.model_folder import OTHER_FORMATS, weight_files
 from .preprocessing import keeps_gradient, single_tile
 from .prompting import takes_suffix
 
@@ -38,7 +39,14 @@ def find_folder(path: str | Path, download: bool) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=[*MODEL_FILES, "*.py"], local_files_only=not download))
+        return Path(
+            snapshot_download(
+                str(path),
+                allow_patterns=[*MODEL_FILES, "*.py"],
+                ignore_patterns=list(OTHER_FORMATS),
+                local_files_only=not download,
+            )
+        )
     except (OSError, ValueError) as error:  # huggingface_hub's own errors derive from these
         raise CriticError(
             f"Expected the folder of a vision-language model, but there is no folder {str(path)!r}. If it is a Hugging "
@@ -111,7 +119,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise CriticError(f"The {config.model_type!r} model in {folder} is an encoder-decoder; use a decoder-only one.")
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise CriticError(f"Found no weights (*.safetensors) in {folder}; download the model's weight files there.")
 
 
@@ -132,7 +140,7 @@ def load_model(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        if broken := [file.name for file in sorted(folder.glob("*.safetensors")) if not _is_readable(file)]:
+        if broken := [file.name for file in weight_files(folder) if not _is_readable(file)]:
             raise CriticError(
                 f"The weight files {', '.join(broken)} in {folder} are broken ({error}): download them again."
             ) from error

@@ -15,6 +15,7 @@ from ..core.errors import RecipeError
 from ..core.protocols import Overlay, Sampling
 from .checks import check, check_integer, check_keys, check_number, is_list
 from .penalties import PENALTIES
+from .pictures import resolve_pictures, share_pictures
 from .question import Question
 
 try:
@@ -140,22 +141,24 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.train_steps))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data without None values, ready for TOML and JSON."""
+        """Plain data without None values, ready for TOML and JSON; embedded pictures once, in a table `pictures`."""
         data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "questions"}
         data["prompts"] = list(self.prompts)
         data["held_out"] = list(self.held_out)
         data["penalties"] = dict(self.penalties)
         data["anchors"] = dict(vars(self.anchors))
         data["questions"] = [q.to_dict() for q in self.questions]
-        return {name: value for name, value in data.items() if value is not None}
+        return share_pictures({name: value for name, value in data.items() if value is not None})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], build_overlay: BuildOverlay | None = None) -> Recipe:
         """A recipe from plain data. `build_overlay` (`dual_process.overlays.build`) makes overlays of their data.
 
         Raises:
-            RecipeError: unknown keys, missing questions, or a value out of its range.
+            RecipeError: unknown keys, missing questions, a picture that is referred to but missing, or a value out of
+                its range.
         """
+        data = resolve_pictures(data)
         check_keys("recipe", {k: v for k, v in data.items() if k not in OLD_PENALTIES}, cls)
         rows = data.get("questions", ())
         if not isinstance(rows, Sequence) or isinstance(rows, str):

@@ -9,6 +9,8 @@ from typing import Any
 
 import folder_paths
 
+from ..core.model_folder import is_other_format, weight_files
+
 KINDS = ("VLM", "LLM")
 EXAMPLE_LORAS = Path(__file__).parents[1] / "demo" / "loras"
 NONE_FOUND = "(no VLM found: put a model folder into models/VLM)"
@@ -55,7 +57,7 @@ def is_vlm(settings: dict[str, Any]) -> bool:
 def _has_weights(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+        return bool(weight_files(folder))
     return all((folder / name).is_file() for name in set(_read(index).get("weight_map", {}).values()))
 
 
@@ -68,6 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when a file of the folder does."""
-    rows = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
+    """Changes when a file of the folder that transformers reads does."""
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not is_other_format(p.name)]
+    rows = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return f"{folder}:{rows}"

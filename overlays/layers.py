@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from ..core.errors import OverlayError
 
 RED = "#ff0000"
+LONGEST_SIDE = 2048  # pixels; no critic looks closer, and the picture travels in every LoRA and checkpoint
 
 
 def parse_color(color: str) -> tuple[float, float, float]:
@@ -114,7 +115,7 @@ class ImageOverlay:
 
     @classmethod
     def from_file(cls, path: str | Path, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
-        """An overlay from any picture file that Pillow reads; the picture is embedded as a PNG."""
+        """An overlay from any picture file that Pillow reads, see `from_image`."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
@@ -123,8 +124,11 @@ class ImageOverlay:
 
     @classmethod
     def from_image(cls, image: Image.Image, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
+        """An overlay with the picture embedded as a PNG, scaled down to at most 2048 pixels on its longer side."""
+        small = _at_most(image.convert("RGBA"), LONGEST_SIDE)
         buffer = io.BytesIO()
-        image.convert("RGBA").save(buffer, format="PNG")
+        # The bytes of a picture that is small enough stay those of earlier versions, whose checkpoints hold them.
+        small.save(buffer, format="PNG", optimize=small.size != image.size)
         return cls(buffer.getvalue(), mode, opacity)
 
     def draw(self, height: int, width: int) -> Tensor:
@@ -139,6 +143,9 @@ class ImageOverlay:
         # Resized premultiplied, so that hidden colours do not bleed over the edges.
         resized = tv.resize(torch.cat([color * alpha, alpha]), [height, width], antialias=True).clamp(0, 1)
         return torch.cat([resized[:3] / resized[3:].clamp(min=1e-6), resized[3:]]).clamp(0, 1)
+
+
+Layer = HorizonLine | PaletteStrip | ImageOverlay
 
 
 def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +167,14 @@ def _open(png: bytes) -> Image.Image:
     except (UnidentifiedImageError, OSError, TypeError) as error:
         raise OverlayError("Expected an overlay picture that Pillow can read (PNG, JPEG …), got other data.") from error
     return image
+
+
+def _at_most(image: Image.Image, longest: int) -> Image.Image:
+    """The picture with its longer side at most `longest` pixels, in the same proportions."""
+    if max(image.size) <= longest:
+        return image
+    width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA while it resizes
 
 
 def encode_png(png: bytes) -> str:

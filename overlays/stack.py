@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.errors import OverlayError
-from .layers import HorizonLine, ImageOverlay, PaletteStrip, decode_png, encode_png
+from .drawn import DrawnLayers
+from .layers import HorizonLine, ImageOverlay, Layer, PaletteStrip, decode_png, encode_png
 
-Layer = HorizonLine | PaletteStrip | ImageOverlay
 KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in (HorizonLine, PaletteStrip, ImageOverlay)}
+_DRAWN = DrawnLayers(most_bytes=256 << 20)  # 85 pictures of 896 × 896
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,12 @@ class Overlay:
             raise OverlayError(f"Expected images of shape [B, 3, H, W], got {list(images.shape)}.")
         height, width = images.shape[-2:]
         for layer in self.layers:
-            images = composite(images, _drawn(layer, height, width))
+            images = composite(images, _DRAWN.get(layer, height, width))
         return images
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain data that `build` takes back: one mapping a layer, pictures as base64 PNG."""
         return [{"kind": layer.kind, **_plain(layer)} for layer in self.layers]
-
-
-@lru_cache(maxsize=32)
-def _drawn(layer: Layer, height: int, width: int) -> Tensor:
-    return layer.draw(height, width)
 
 
 def composite(images: Tensor, rgba: Tensor) -> Tensor:

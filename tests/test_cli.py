@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from torchvision.utils import save_image
 from typer.testing import CliRunner
 
+from dual_process import cli
 from dual_process.cli import app
 from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS, world
@@ -112,6 +114,71 @@ def test_a_bad_recipe_is_named(recipe, tmp_path, change, message):
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("device", ["foo", "mps:0", "meta", "xpu", "cuda:99"])
+@pytest.mark.parametrize("command", ["train", "ask"])
+def test_a_wrong_device_is_named(recipe, tmp_path, command, device):
+    ask = ["ask", "--critic", str(WEIGHTS / "critic"), "--image", str(blank(tmp_path)), "--question", "Is it night?"]
+    call = [*arguments(recipe, tmp_path / "out"), "--device", device] if command == "train" else ask
+    result = CliRunner().invoke(app, [*call, "--device", device])
+    assert_error(result, "Expected a device", f"got '{device}'")
+
+
+def blank(folder):
+    save_image(torch.zeros(3, 112, 112), folder / "blank.png")
+    return folder / "blank.png"
+
+
+def assert_error(result, *parts):
+    """The pack's own error, in one message."""
+    said = " ".join(result.output.split())
+    assert (result.exit_code, said[:6]) == (1, "Error:"), result.output
+    assert all(part in said for part in parts), said
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        *(("--pairs", value, "Invalid value for '--pairs'") for value in ("0", "-3")),
+        *(("--steps", value, "Invalid value for '--steps'") for value in ("0", "-1")),
+        *(("--line", value, "Invalid value for '--line'") for value in ("1.5", "-0.1", "nan")),
+        ("--learning-rate", "0", "Error: Expected learning_rate to be a number and above 0, got 0.0"),
+        ("--learning-rate", "-1", "Error: Expected learning_rate to be a number and above 0, got -1.0"),
+        ("--seed", "-1", "Error: Expected seed to be a whole number from 0"),
+    ],
+)
+def test_wrong_numbers_are_named(tmp_path, option, value, message):
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path), option, value])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(recipe, tmp_path):
+    for command in (["demo", "--output", str(recipe)], arguments(recipe, recipe / "out")):
+        assert_error(CliRunner().invoke(app, command), "Could not make the output folder", "Choose another.")
+
+
+def test_square_brackets_in_paths_and_errors_are_shown_as_they_are(recipe, tmp_path):
+    call = arguments(recipe, tmp_path / "out")
+    call[call.index("--generator") + 1] = str(tmp_path / "[/INST] [red] :warning:")
+    result = CliRunner().invoke(app, call)
+    assert isinstance(result.exception, SystemExit)
+    assert "[/INST] [red] :warning:" in " ".join(result.output.split())
+
+
+def test_square_brackets_in_tables_and_progress_are_shown_as_they_are(monkeypatch):
+    monkeypatch.setattr(cli.console, "file", io.StringIO())
+    cli._print_measures({"pairs": "[/INST]", "before": {"[red]": 0.0}, "after": {"[red]": 1.0}})
+    with cli.progress_bar(3):
+        cli.console.print("[/INST]")
+    said = cli.console.file.getvalue()
+    assert said.count("[/INST]") == 2
+    assert "[red]" in said
+    assert "[bold]" not in said
 
 
 def test_a_missing_picture_is_named(tmp_path):

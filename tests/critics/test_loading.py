@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
@@ -61,8 +62,11 @@ def test_a_missing_folder(path, monkeypatch):
 def test_a_hub_id_is_fetched_only_when_asked(folder, monkeypatch, download):
     calls = []
 
-    def snapshot(repo, allow_patterns, local_files_only):
+    def snapshot(repo, allow_patterns, ignore_patterns, local_files_only):
         calls.append((repo, local_files_only))
+        names = ["model.safetensors", "consolidated.safetensors", "consolidated.safetensors.index.json", "config.json"]
+        wanted = filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        assert list(wanted) == ["model.safetensors", "config.json"]
         return str(folder)
 
     monkeypatch.setattr(loading, "snapshot_download", snapshot)
@@ -103,6 +107,17 @@ def test_weights_that_are_broken(folder):
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(CriticError, match=rf"weight files {shard.name} in .* are broken .* download them again"):
+        load_critic(folder, device="cpu")
+
+
+def test_weights_in_mistrals_own_format_do_not_count(folder):
+    (folder / "consolidated.safetensors").write_bytes(b"broken")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-10])
+    with pytest.raises(CriticError, match=r"weight files model\.safetensors in .* are broken"):
+        load_critic(folder, device="cpu")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CriticError, match="no weights"):
         load_critic(folder, device="cpu")
 
 

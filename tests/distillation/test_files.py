@@ -45,6 +45,16 @@ def test_any_tensor_and_the_usual_permissions(tmp_path):
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_the_process_wide_mask_is_left_alone(tmp_path, monkeypatch):
+    def set_mask(mask):
+        pytest.fail("another thread would make its files with this mask")
+
+    monkeypatch.setattr(os, "umask", set_mask)
+    path = write_tensors(tmp_path / "f.safetensors", ONES, {})
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_every_length_of_header_is_read(tmp_path):
     first_bytes = set()
     for length in range(0, 520, 4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
 import weakref
 from contextlib import contextmanager
@@ -227,6 +228,34 @@ def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_fo
     with pytest.raises(Exception, match="Hugging Face id such as"):
         run("LoadVLMCritic", **LOAD, download="../elsewhere")
     (comfy / "models" / "VLM" / "hub" / "tiny").unlink()
+
+
+def test_weights_in_mistrals_own_format_do_not_count(pack, nodes, vlm_folder, comfy):
+    folders = import_module(f"{pack.__name__}.nodes.folders")
+    mistral = comfy / "models" / "VLM" / "mistral"
+    mistral.mkdir()
+    try:
+        (mistral / "consolidated.safetensors").write_bytes(b"1")
+        (mistral / "config.json").symlink_to((vlm_folder / "config.json").resolve())
+        assert "mistral" not in folders.critic_folders()
+        (mistral / "model.safetensors").symlink_to((vlm_folder / "model.safetensors").resolve())
+        assert "mistral" in folders.critic_folders()
+        before = folders.fingerprint(mistral)
+        (mistral / "consolidated.safetensors").write_bytes(b"more")
+        assert folders.fingerprint(mistral) == before
+    finally:
+        shutil.rmtree(mistral)
+
+
+def test_quantised_weights_make_room_for_what_is_read(pack, vlm_folder, tmp_path, monkeypatch):
+    managed = import_module(f"{pack.__name__}.critics.comfy_managed")
+    shutil.copyfile(vlm_folder / "model.safetensors", tmp_path / "model.safetensors")
+    shutil.copyfile(vlm_folder / "model.safetensors", tmp_path / "consolidated.safetensors")
+    asked = []
+    monkeypatch.setattr(managed.comfy.model_management, "free_memory", lambda size, place: asked.append(size))
+    monkeypatch.setattr(managed, "load_critic", lambda *_, **__: None)
+    managed.load_managed_critic(tmp_path, "cpu", None, "8bit", False)
+    assert asked == [(vlm_folder / "model.safetensors").stat().st_size]
 
 
 def test_folders_of_extra_model_paths_are_scanned(nodes, vlm_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -135,6 +136,38 @@ def test_photographs_are_upright(tmp_path):
     image = Overlay((layer,)).apply(torch.full((1, 3, 20, 60), 0.5))[0]
     assert image[:, :7].max() < 0.01
     assert image[:, -7:].min() > 0.99
+
+
+def test_large_pictures_are_scaled_down_as_they_are_embedded(tmp_path):
+    wide = Image.new("RGB", (4096, 1024), "white")
+    wide.paste("black", [0, 0, 2048, 1024])
+    wide.save(tmp_path / "wide.png")
+    for layer in (ImageOverlay.from_image(wide), ImageOverlay.from_file(tmp_path / "wide.png")):
+        small = Image.open(io.BytesIO(layer.png))
+        assert (small.format, small.size) == ("PNG", (2048, 512))
+        assert [small.getpixel((x, 256)) for x in (0, 1015, 1032, 2047)] == [(0, 0, 0, 255)] * 2 + [(255,) * 4] * 2
+    assert Image.open(io.BytesIO(ImageOverlay.from_image(Image.new("RGB", (1, 5000))).png)).size == (1, 2048)
+
+
+def test_hidden_colours_do_not_bleed_as_a_picture_is_scaled_down():
+    picture = Image.new("RGBA", (4096, 64), (0, 255, 0, 0))  # unseen green beside opaque red
+    picture.paste((255, 0, 0, 255), [0, 0, 2047, 64])
+    pixels = np.asarray(Image.open(io.BytesIO(ImageOverlay.from_image(picture).png)))
+    seen = pixels[pixels[..., 3] > 0]
+    assert set(np.unique(seen[:, 3])) - {0, 255}  # the edge falls within a pixel
+    assert seen[:, 0].min() >= 250
+    assert seen[:, 1].max() == 0
+
+
+def test_pictures_that_are_small_enough_and_png_bytes_stay_as_they_are():
+    picture = disc("RGBA", (160, 2048))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    assert ImageOverlay.from_image(picture).png == buffer.getvalue()
+    large = io.BytesIO()
+    Image.new("L", (3000, 2)).save(large, format="PNG")
+    assert ImageOverlay(large.getvalue()).png == large.getvalue()
+    assert overlays.build(Overlay((ImageOverlay(large.getvalue()),)).to_dict()).layers[0].png == large.getvalue()
 
 
 def test_later_layers_lie_on_top():
