@@ -13,7 +13,7 @@ from torch import Tensor
 from ..distillation import Critic, DistillationResult, distill
 from ..distillation.loop import OnStep
 from ..distillation.report import save_before_after, save_progress, write_json
-from ..evaluation.control import Control, Verdict, evaluate, judge, make_pairs, sample_pairs
+from ..evaluation.control import Control, Pairs, Verdict, evaluate, judge, make_pairs, sample_pairs
 from ..generators import FluxGenerator
 from ..generators.noise import draw_noise
 from .world import LATENT_CHANNELS, LATENT_SIZE
@@ -50,18 +50,18 @@ def run_control(
     held_out = make_pairs(control, pairs, lambda seeds: draw_noise(seeds, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
     started = time.perf_counter()
     base = sample_pairs(generator, held_out, lora_scale=0.0)
-    before = evaluate(control, critic, base, base, held_out)
+    before = evaluate(control, critic, base, base, held_out, trained=False)
     checkpoint = output / "checkpoint.safetensors"
     result = distill(generator, critic, control.recipe, on_step, should_stop, resume_from, checkpoint)
     if result.stop_reason == "interrupted":
         result.save_checkpoint(checkpoint)
     lora = result.save(output / "lora.safetensors")
     trained = sample_pairs(generator, held_out, lora_scale=1.0)
-    after = evaluate(control, critic, trained, base, held_out)
+    after = evaluate(control, critic, trained, base, held_out, trained=True)
     verdict = judge(control, before, after)
 
     save_progress(output / "progress.png", result.history, [q.text for q in control.recipe.questions])
-    _save_pictures(output / "before_after.png", control, base, trained, held_out.prompts)
+    _save_pictures(output / "before_after.png", control, base, trained, held_out)
     report = {
         "control": control.name,
         "seed": control.recipe.seed,
@@ -74,6 +74,7 @@ def run_control(
         "before": before,
         "after": after,
         "outcome": verdict.outcome,
+        "lost": list(verdict.lost),
         "verdict": verdict.text,
         "recipe": control.recipe.to_dict(),
     }
@@ -81,12 +82,14 @@ def run_control(
     return ControlRun(result, verdict, report)
 
 
-def _save_pictures(path: Path, control: Control, base: Tensor, trained: Tensor, prompts: tuple[str, ...]) -> None:
-    """Eight held-out pairs with the visual prompt drawn on them; for one without, the bare pictures."""
-    stride = max(1, len(base) // PICTURES)
-    chosen = list(range(0, len(base), stride))[:PICTURES]
-    images = [base[chosen], trained[chosen]]
+def _save_pictures(path: Path, control: Control, base: Tensor, trained: Tensor, pairs: Pairs) -> None:
+    """Eight held-out pairs with the visual prompt drawn on them (for one without, the bare pictures).
+
+    Below them stand the true pictures that the control should lead to, where they are known.
+    """
+    stride = max(1, len(pairs) // PICTURES)
+    chosen = list(range(0, len(pairs), stride))[:PICTURES]
+    rows = [base, trained, *([] if control.truth is None else [control.truth(pairs).images])]
     overlay = control.recipe.questions[0].overlay
-    if overlay is not None:
-        images = [overlay.apply(i) for i in images]
-    save_before_after(path, images[0], images[1], [prompts[i] for i in chosen])
+    before, after, *true = [images[chosen] if overlay is None else overlay.apply(images[chosen]) for images in rows]
+    save_before_after(path, before, after, [pairs.prompts[i] for i in chosen], *true)

@@ -163,6 +163,11 @@ def with_horizon(scenes: Scenes, horizon: float) -> Scenes:
     return replace(scenes, horizon=torch.full_like(scenes.horizon, horizon))
 
 
+def without_objects(scenes: Scenes) -> Scenes:
+    """The same scenes with nothing standing in them."""
+    return replace(scenes, object=torch.full_like(scenes.object, OBJECTS.index("none")))
+
+
 def with_time(prompts: Sequence[str], noise: Tensor, time: str) -> Scenes:
     """The same scenes at another time of day."""
     return build_scenes([replace(parse_prompt(p), time=time) for p in prompts], noise_statistics(noise))

@@ -15,14 +15,20 @@ from torch import Tensor
 from .result import StepReport
 
 
-def save_before_after(path: str | Path, before: Tensor, after: Tensor, captions: Sequence[str] = ()) -> None:
-    """Draws pictures [B, 3, H, W] in [0, 1] in columns, the base model's above the trained ones of the same noise."""
+def save_before_after(
+    path: str | Path, before: Tensor, after: Tensor, captions: Sequence[str] = (), true: Tensor | None = None
+) -> None:
+    """Draws pictures [B, 3, H, W] in [0, 1] in columns, the base model's above the trained ones of the same noise.
+
+    `true`, what the trained ones should look like, is the third row where it is known.
+    """
     from matplotlib.figure import Figure
 
     count = len(before)
-    figure = Figure(figsize=(1.75 * count + 0.4, 4.1), layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False)
-    for row, (name, images) in enumerate((("before", before), ("after", after))):
+    rows = {"before": before, "after": after} | ({} if true is None else {"true": true})
+    figure = Figure(figsize=(1.75 * count + 0.4, 1.8 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for row, (name, images) in enumerate(rows.items()):
         for column, image in enumerate(images.detach().cpu().clamp(0, 1)):
             cell = axes[row][column]
             cell.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -95,3 +98,59 @@ def palette_error(images: Tensor, swatches: Tensor) -> Tensor:
     """`palette_distance` of each picture's dominant colours to swatches [S, 3], [B]."""
     target = swatches.double().numpy()
     return torch.tensor([palette_distance(*dominant_colors(image), target) for image in images])
+
+
+def object_presence(images: Tensor, truth: Tensor, bare: Tensor) -> Tensor:
+    """How much of an object's true contrast is in each picture, [B] in [0, 1]; NaN where the truth has no object.
+
+    With D = truth − bare, the same scene without its object, it is ⟨image − bare, D⟩ / ⟨D, D⟩: D is zero outside the
+    object's own pixels. Each picture is clipped to [0, 1], so that one with too much contrast does not make up for
+    one that lost its object. (A NaN picture counts as 0.)
+    """
+    contrast = truth - bare
+    energy = contrast.square().sum(dim=(1, 2, 3))
+    share = ((images - bare) * contrast).sum(dim=(1, 2, 3)) / energy
+    return torch.where(energy > 0, share.nan_to_num().clamp(0, 1), torch.nan)
+
+
+def region_color_error(images: Tensor, references: Tensor, region: Tensor) -> Tensor:
+    """CIEDE2000 between the mean sRGB colours of a region [B, H, W] (bool) in pictures and references, [B].
+
+    About 2 is just noticeable; NaN where the region is empty.
+    """
+
+    def mean_lab(pictures: Tensor) -> np.ndarray:
+        weight = region[:, None].double()
+        mean = (pictures.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
+        return _lab(mean.numpy())
+
+    return torch.from_numpy(deltaE_ciede2000(mean_lab(images), mean_lab(references)))
+
+
+def high_frequency_energy(images: Tensor) -> Tensor:
+    """Mean squared Laplacian (four neighbours) of each picture, [B]: edges, textures, noise."""
+    inner = images[:, :, 1:-1, 1:-1]
+    neighbours = images[:, :, :-2, 1:-1] + images[:, :, 2:, 1:-1] + images[:, :, 1:-1, :-2] + images[:, :, 1:-1, 2:]
+    return (neighbours - 4 * inner).square().mean(dim=(1, 2, 3))
+
+
+def outline_energy(images: Tensor, region: Tensor) -> Tensor:
+    """Sum of the squared differences between neighbouring pixels, both in the region [B, H, W] (bool), [B]."""
+    total = torch.zeros(len(images))
+    for axis in (1, 2):
+        inside = region.narrow(axis, 1, region.shape[axis] - 1) & region.narrow(axis, 0, region.shape[axis] - 1)
+        total += (images.diff(dim=axis + 1).square() * inside[:, None]).sum(dim=(1, 2, 3))
+    return total
+
+
+def seed_diversity(images: Tensor, prompts: Sequence[str]) -> float:
+    """Mean distance (root mean square over pixels and channels) between two pictures of one prompt.
+
+    The mean is over all pairs of pictures that share a prompt; NaN where no two do.
+    """
+    same = defaultdict(list)
+    for image, prompt in zip(images, prompts, strict=True):
+        same[prompt].append(image)
+    pairs = [pair for group in same.values() for pair in itertools.combinations(group, 2)]
+    distances = [(a - b).square().mean().sqrt() for a, b in pairs]
+    return float(torch.stack(distances).mean()) if distances else float("nan")

@@ -34,7 +34,10 @@ def test_the_horizon_moves_to_the_line(horizon_run):
     assert after["within_3pct_height"] >= 0.95
     assert after["palette_accuracy"] >= 0.95
     assert after["psnr_counterfactual"] >= before["psnr_counterfactual"] + 3
-    assert run.verdict.outcome == "learned"
+    assert before["object_presence"] > 0.85
+    assert run.verdict.outcome == "damaged"  # what the default settings still do: the horizon is learned, trees vanish
+    assert "objects" in run.verdict.lost
+    assert run.report["lost"] == list(run.verdict.lost)
 
 
 def test_the_run_leaves_its_files(horizon_run):
@@ -79,15 +82,18 @@ def test_reward_hacking_is_called_by_its_name(tmp_path):
     control = horizon_control(0.3, learning_rate=1e-3, penalties={})
     run = run_control(control, *demo.load(control.prompts), tmp_path)
     assert run.verdict.outcome == "hacked"
-    assert "psnr_counterfactual" in run.report["verdict"] or "palette_accuracy" in run.report["verdict"]
+    assert run.report["after"]["psnr_counterfactual"] < run.report["before"]["psnr_counterfactual"]
+    assert "the pictures went away from the true ones" in run.report["verdict"]
 
 
-@pytest.mark.parametrize("name", ["palette", "night"])
-def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name):
+# What the default settings still do to night: skies and grounds keep some of the day.
+@pytest.mark.parametrize(("name", "outcome"), [("palette", "learned"), ("night", "damaged")])
+def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name, outcome):
     control = CONTROLS[name]()
     run = run_control(control, *demo.load(control.prompts), tmp_path)
     before, after = run.report["before"], run.report["after"]
-    assert run.verdict.outcome == "learned", run.verdict.text
+    assert run.verdict.outcome == outcome, run.verdict.text
+    assert "objects" not in run.verdict.lost
     assert after["horizon_shift_px"]["median"] < 5
     assert after["p_answer"] > before["p_answer"] + 0.3
     if name == "night":

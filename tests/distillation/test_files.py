@@ -220,6 +220,15 @@ def test_pictures_and_plots(tmp_path):
     assert picture.getpixel((width // 2, height * 3 // 4)) == (255, 255, 255)
 
 
+def test_the_true_pictures_are_the_third_row(tmp_path):
+    black, grey, white = (torch.full((3, 3, 8, 8), value) for value in (0.0, 0.5, 1.0))
+    save_before_after(tmp_path / "b.png", black, white, ["a", "b", "c"], true=grey)
+    picture = Image.open(tmp_path / "b.png").convert("RGB")
+    width, height = picture.size
+    rows = [picture.getpixel((width // 2, height * part // 12))[0] for part in (3, 6, 10)]
+    assert rows == [0, 255, pytest.approx(127.5, abs=1)]
+
+
 def test_mean_probability_is_that_of_probabilities_of_those_asked():
     log_likelihood = torch.tensor([[0.5, 0.9], [0.1, math.nan]]).log()
     assert mean_probability(log_likelihood) == pytest.approx((0.3, 0.9))

@@ -13,7 +13,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from dual_process import overlays
 from dual_process.demo import world
 from dual_process.distillation import Question, Recipe
-from dual_process.evaluation import Bound, Control, evaluate, judge, make_pairs, sample_pairs
+from dual_process.evaluation import Bound, Control, Guard, evaluate, judge, make_pairs, sample_pairs
 from dual_process.evaluation.measures import (
     brightness,
     dominant_colors,
@@ -72,33 +72,116 @@ CONTROL = Control(
     recipe=Recipe(Question("a"), prompts=("x",)),
     held_out=("y",),
     measure=lambda images, base, pairs: {},
-    target=Bound("error.mean", "lower", 0.5, relative=True),
-    guards=(Bound("accuracy", "higher", 0.05),),
+    target=Bound("error.mean", "lower", 0.5, relative=True, name="the mean error in pixels"),
+    guards=(
+        Guard("presence", "objects", least=0.6, name="object presence"),
+        Guard("sharpness", "sharp edges", least=0.5),
+        Guard("sharpness", "smooth areas", most=1.5),
+        Guard("accuracy", "the palette", drop=0.05),
+    ),
 )
+BEFORE = {
+    "p_answer": 0.2,
+    "error": {"mean": 10.0},
+    "presence": 0.9,
+    "sharpness": 0.8,
+    "accuracy": 1.0,
+    "psnr_counterfactual": 18.0,
+}
+LEARNED = {**BEFORE, "p_answer": 0.9, "error": {"mean": 4.0}, "psnr_counterfactual": 26.0}
+NAN = float("nan")
+
+
+def error(value):
+    return {"error": {"mean": value}}
 
 
 @pytest.mark.parametrize(
-    ("error", "accuracy", "outcome"),
+    ("change", "outcome", "lost"),
     [
-        (4.0, 1.0, "learned"),
-        (5.0, 0.96, "learned"),
-        (4.0, 0.90, "hacked"),
-        (9.0, 1.0, "not learned"),
-        (9.0, 0.9, "hacked"),
-        (9.8, 0.9, "not learned"),
-        (12.0, 1.0, "not learned"),
-        (12.0, 0.5, "not learned"),
-        (float("nan"), 1.0, "not learned"),
-        (4.0, float("nan"), "hacked"),
+        ({}, "learned", ()),
+        (error(5.0), "learned", ()),
+        ({"presence": 0.6, "sharpness": 1.5, "accuracy": 0.96}, "learned", ()),
+        ({"presence": 0.25}, "damaged", ("objects",)),
+        ({"presence": NAN}, "damaged", ("objects",)),
+        ({"sharpness": 0.4}, "damaged", ("sharp edges",)),
+        ({"sharpness": 1.6}, "damaged", ("smooth areas",)),
+        ({"sharpness": NAN}, "damaged", ("sharp edges", "smooth areas")),
+        ({"accuracy": 0.94}, "damaged", ("the palette",)),
+        ({"presence": 0.5, "accuracy": 0.5}, "damaged", ("objects", "the palette")),
+        ({"p_answer": 0.3, "psnr_counterfactual": 17.0}, "learned", ()),  # no guard of PSNR here, no critic won over
+        (error(5.1), "hacked", ()),
+        (error(NAN), "hacked", ()),
+        ({**error(9.0), "presence": 0.1}, "hacked", ()),
+        ({"psnr_counterfactual": 17.9}, "hacked", ()),
+        ({"psnr_counterfactual": 17.9, "presence": 0.1}, "hacked", ("objects",)),
+        ({"psnr_counterfactual": NAN}, "hacked", ()),
+        ({**error(9.0), "p_answer": 0.39}, "not learned", ()),
+        ({**error(NAN), "p_answer": NAN}, "not learned", ()),
+        ({**error(12.0), "p_answer": 0.1, "presence": 0.1}, "not learned", ()),
     ],
 )
-def test_verdicts(error, accuracy, outcome):
-    before = {"error": {"mean": 10.0}, "accuracy": 1.0}
-    verdict = judge(CONTROL, before, {"error": {"mean": error}, "accuracy": accuracy})
+def test_verdicts(change, outcome, lost):
+    verdict = judge(CONTROL, BEFORE, {**LEARNED, **change})
     assert verdict.outcome == outcome
-    assert "error.mean" in verdict.text
-    assert ("accuracy" in verdict.text) == (not accuracy >= 0.95)
-    assert ("HACKED" in verdict.text) == (outcome == "hacked")
+    assert verdict.lost == lost
+    opening = {"damaged": "LEARNED BUT DAMAGED: "}.get(outcome, f"{outcome.upper()}: ")
+    assert verdict.text.startswith(opening)
+    for name in ("objects", "sharp edges", "smooth areas", "the palette"):
+        assert (name in verdict.text) == (name in lost)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, "LEARNED: the mean error in pixels went from 10.0 to 4.00, and nothing was lost."),
+        (
+            {"presence": 0.25, "sharpness": 1.6, "accuracy": 0.9},
+            "LEARNED BUT DAMAGED: the mean error in pixels went from 10.0 to 4.00, but the pictures lost: objects "
+            "(object presence went from 0.90 to 0.25; at least 0.60 is asked), smooth areas (sharpness went from 0.80 "
+            "to 1.60; at most 1.50 is asked), the palette (accuracy went from 1.00 to 0.90; at least 0.95 is asked).",
+        ),
+        (
+            {"psnr_counterfactual": 12.0, "presence": 0.0},
+            "HACKED: the critic was won over (P(answer) went from 0.20 to 0.90), but the pictures went away from the "
+            "true ones (PSNR in dB went from 18.0 to 12.0). Lost: objects (object presence went from 0.90 to 0.00; at "
+            "least 0.60 is asked).",
+        ),
+        (
+            {**error(9.0), "psnr_counterfactual": 12.0, "presence": 0.0},
+            "HACKED: the critic was won over (P(answer) went from 0.20 to 0.90), but the mean error in pixels went "
+            "from 10.0 to 9.00, where at most 5.00 is asked, and the pictures went away from the true ones (PSNR in dB "
+            "went from 18.0 to 12.0).",
+        ),
+        (
+            {**error(9.0), "p_answer": 0.3, "presence": 0.5},
+            "NOT LEARNED: the mean error in pixels went from 10.0 to 9.00, where at most 5.00 is asked.",
+        ),
+    ],
+)
+def test_verdicts_say_it_in_plain_words(change, text):
+    assert judge(CONTROL, BEFORE, {**LEARNED, **change}).text == text
+
+
+def test_a_share_that_should_rise():
+    control = replace(CONTROL, target=Bound("share", "higher", 0.2, name="the share of night"), guards=())
+    before = {"p_answer": 0.4, "share": 0.5}
+    assert judge(control, before, {"p_answer": 0.5, "share": 0.71}).outcome == "learned"
+    text = "NOT LEARNED: the share of night went from 0.50 to 0.60, where at least 0.70 is asked."
+    assert judge(control, before, {"p_answer": 0.5, "share": 0.6}).text == text
+
+
+def test_what_too_few_pairs_cannot_tell_is_no_loss_and_is_said():
+    before = {name: value for name, value in BEFORE.items() if name != "presence"}
+    after = {name: value for name, value in LEARNED.items() if name != "presence"}
+    verdict = judge(CONTROL, before, after)
+    assert verdict.outcome == "learned"
+    assert verdict.text.endswith("nothing was lost. Too few pairs to tell about: objects.")
+
+
+def test_a_guard_without_limits_guards_nothing():
+    with pytest.raises(ValueError, match="no limit"):
+        Guard("presence", "objects")
 
 
 def test_pairs_go_round_the_held_out_prompts():
@@ -124,8 +207,18 @@ def test_evaluation_asks_what_training_asked():
     pairs = make_pairs(control, 20, lambda seeds: torch.tensor(seeds))
     a = torch.sigmoid(line.apply(images).flatten(1) @ FakeCritic.direction("a"))
     b = torch.sigmoid(images.flatten(1) @ FakeCritic.direction("b"))
-    measures = evaluate(control, FakeCritic(), images, images, pairs)
+    measures = evaluate(control, FakeCritic(), images, images, pairs, trained=False)
     assert measures == {"p_answer": pytest.approx(((a + b) / 2).mean().item(), rel=1e-5), "seen": 20}
+
+
+def test_a_control_may_ask_less_than_its_recipe():
+    recipe = Recipe((Question("a"), Question("b", prompts=(0,))))
+    control = replace(CONTROL, recipe=recipe, asked=recipe.questions[:1])
+    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pairs = make_pairs(control, 3, lambda seeds: torch.tensor(seeds))
+    p = torch.sigmoid(images.flatten(1) @ FakeCritic.direction("a")).mean()
+    measures = evaluate(control, FakeCritic(), images, images, pairs, trained=False)
+    assert measures == {"p_answer": pytest.approx(p.item(), rel=1e-5)}
 
 
 @pytest.mark.parametrize("question", [Question("a", prompts=(0,)), Question("a", critic="second")])
