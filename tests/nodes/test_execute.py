@@ -92,6 +92,20 @@ def test_saved_lora_is_found_by_lora_loader(distil, run, comfy, demo_models, enc
     assert "dual_process.recipe" in metadata
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_metadata_leaves_the_workflow_out_of_files(distil, run, comfy, monkeypatch, disabled):
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "disable_metadata", disabled)
+    lora = distil()[0]
+    name = run("SaveDistilledLoRA", lora=lora, name="private", format="diffusers")[0]
+    with safe_open(comfy / "models" / "loras" / name, "pt") as file:
+        metadata = file.metadata()
+    graph = {"prompt", "workflow"}
+    assert set(metadata) & graph == set(lora.metadata) & graph == (set() if disabled else graph)
+    assert {"dual_process.recipe", "dual_process.base_model", "modelspec.title"} <= set(metadata)
+
+
 def test_save_takes_the_plain_lora_of_core(run, comfy):
     plain = {
         "diffusion_model.x.lora_up.weight": torch.ones(4, 2),
