@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,8 +207,6 @@ def test_cancel_during_the_last_step_keeps_the_lora(distil, monkeypatch, kept_st
 
 
 def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pack, kept_steps):
-    import sys
-
     import comfy.model_management
 
     node = sys.modules[f"{pack.__name__}.nodes.distill"]
@@ -217,9 +217,53 @@ def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pac
     assert kept_steps() == 3
 
 
-def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
-    import sys
+def test_memory_full_during_the_last_pictures_keeps_the_lora(
+    distil, monkeypatch, pack, kept_steps, weights_stay, caplog
+):
+    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    sample = kind.sample
 
+    def full(self, indices, seeds, lora_scale):
+        if lora_scale == 1 and indices == [1]:
+            raise torch.OutOfMemoryError("no room")
+        return sample(self, indices, seeds, lora_scale=lora_scale)
+
+    monkeypatch.setattr(kind, "sample", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        distil()
+    assert kept_steps() == 3
+    assert any("no room" in r.getMessage() and "interrupted/lora_" in r.getMessage() for r in caplog.records)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_lora(distil, monkeypatch, pack, kept_steps, caplog):
+    import comfy.utils
+
+    def refuse(*_):
+        raise errors.LoraFileError("The header is too large.")
+
+    errors = sys.modules[f"{pack.__name__}.core.errors"]
+    result = sys.modules[f"{pack.__name__}.distillation.result"].DistillationResult
+    monkeypatch.setattr(result, "save_checkpoint", refuse)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, *_, **__: step == 2 and cancel_now())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil()
+    assert kept_steps() == 2
+    assert any("header is too large" in record.getMessage() for record in caplog.records)
+
+
+def test_pictures_wait_in_main_memory(pack):
+    """Of up to 32 prompts, before and after training: on the device they would lie there all the time."""
+
+    class Picture:
+        def cpu(self):
+            return torch.ones(1, 3, 2, 2)
+
+    generator = SimpleNamespace(sample=lambda *_, **__: Picture())
+    sample_all = sys.modules[f"{pack.__name__}.nodes.distill"].sample_all
+    assert torch.equal(sample_all(generator, [1, 2], 0.0), torch.ones(2, 3, 2, 2))
+
+
+def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
     loop = sys.modules[f"{pack.__name__}.distillation.loop"]
     vqa_loss, calls = loop.vqa_loss, []
 
@@ -234,8 +278,6 @@ def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pa
 
 
 def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay, kept_steps):
-    import sys
-
     loop = sys.modules[f"{pack.__name__}.distillation.loop"]
     vqa_loss, calls = loop.vqa_loss, []
 
