@@ -311,6 +311,68 @@ def test_ask_shows_replies_and_probabilities(run, demo_models, distil):
     assert output.ui["text"] == (answers,)
 
 
+@pytest.fixture
+def ask(run, demo_models):
+    """Asks the demo critic three questions about three pictures, two of them with the same overlay."""
+    images = torch.rand(3, 112, 112, 3, generator=torch.Generator().manual_seed(0))
+    overlays = [run("HorizonOverlay", position=0.4, color="#ff0000", thickness=0.02)[0] for _ in range(2)]
+    asked = {
+        f"question{i}": run("VLMQuestion", question=text, answer=answer, weight=1.0, overlay=overlay)[0]
+        for i, (text, answer, overlay) in enumerate(
+            [(QUESTION, "Yes", overlays[0]), ("Is it day?", "Yes", None), (QUESTION, "No", overlays[1])]
+        )
+    }
+    calls = []
+
+    def log_likelihood(pictures, questions):
+        calls.append(("rate", len(pictures), [q.answer for q in questions]))
+        return demo_models[3].log_likelihood(pictures, questions)
+
+    def answer(pictures, text, max_new_tokens):
+        calls.append(("reply", len(pictures), text))
+        return demo_models[3].answer(pictures, text, max_new_tokens)
+
+    critic = SimpleNamespace(log_likelihood=log_likelihood, answer=answer)
+
+    def execute():
+        return run("AskVLMCritic", critic=critic, image=images, questions=asked, max_new_tokens=4)
+
+    return SimpleNamespace(images=images, questions=list(asked.values()), calls=calls, run=execute)
+
+
+def test_ask_asks_questions_of_an_overlay_at_once_and_one_picture_at_a_time(ask, demo_models, monkeypatch):
+    import comfy.utils
+
+    bars = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *_, **__: bars.append((done, total)))
+    answers, p_answer, shown = ask.run().args
+    overlaid = [("rate", 1, ["Yes", "No"]), ("reply", 1, QUESTION), ("reply", 1, QUESTION)]
+    assert ask.calls == [*overlaid, ("rate", 1, ["Yes"]), ("reply", 1, "Is it day?")] * 3
+    assert bars == [(1, 3), (2, 3), (3, 3)]
+    pictures = ask.images.movedim(-1, 1)
+    line = ask.questions[0].overlay.apply(pictures)
+    assert torch.equal(shown, line.movedim(1, -1))
+    for row, question in enumerate(ask.questions):  # one question and all pictures in one call
+        seen = pictures if question.overlay is None else line
+        wanted = demo_models[3].log_likelihood(seen, [question]).exp()[:, 0].tolist()
+        assert p_answer[row::3] == pytest.approx(wanted, rel=1e-4)
+        for picture, (p, reply) in enumerate(zip(wanted, demo_models[3].answer(seen, question.text, 4), strict=True)):
+            line_of_text = answers.splitlines()[3 * picture + row]
+            assert line_of_text.startswith(f"image {picture + 1}: {question.text} → {reply} ")
+            assert float(line_of_text.split(" = ")[1]) == pytest.approx(p, abs=2e-3)
+
+
+def test_ask_can_be_cancelled_between_pictures(ask, monkeypatch):
+    import comfy.model_management
+    import comfy.utils
+
+    interrupt = comfy.model_management.interrupt_current_processing
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *_, **__: interrupt())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        ask.run()
+    assert len(ask.calls) == 5  # of the first picture
+
+
 def test_overlays_stack_and_are_drawn_as_in_training(run, pack):
     image = torch.full((2, 40, 60, 3), 0.5)
     line = run("HorizonOverlay", position=0.5, color="#00ff00", thickness=0.1)[0]
