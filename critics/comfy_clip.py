@@ -304,10 +304,15 @@ def _resident(clip: Any) -> Any:
 
 
 def _check_complete(family: Family, model: Any) -> None:
-    """Raises CriticError where the file has left out weights that ComfyUI does without when it encodes prompts."""
+    """Raises CriticError where the file, or this version of ComfyUI, has left out weights that judging needs."""
     config = model.model.config
     if model.model.norm is None:
         raise CriticError(f"This {family.name} is cut off above the layers that encode prompts. {INSTEAD}")
+    if any(getattr(layer, "layer_scalar", 1) is None for layer in model.model.layers):
+        raise CriticError(
+            f"ComfyUI before version 0.29 runs this size of {family.name} without a part of it, so that its answers "
+            f"mean nothing. Update ComfyUI, or use the E2B or E4B. {INSTEAD}"
+        )
     head = model.model.lm_head if config.lm_head else model.model.embed_tokens
     for part, layer in {"language head": head, "vision": family.vision_output(model)}.items():
         weight = _stored(layer.weight)

@@ -113,7 +113,8 @@ class Gemma4:
     @contextmanager
     def corrected(self, model: Any) -> Iterator[None]:
         # An image's tokens see one another in the large models' sliding layers only; ComfyUI lets them in all layers.
-        bidirectional = model.model.config.vision_bidirectional
+        # Before version 0.29 it lets them in none and knows no such setting: right for the small models.
+        bidirectional = getattr(model.model.config, "vision_bidirectional", False)
         layers = [layer for layer in model.model.layers if bidirectional and not layer.sliding_attention]
         handles = [layer.register_forward_pre_hook(_mask_what_follows, with_kwargs=True) for layer in layers]
         try:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..core.errors import GeneratorError
 
+PROBES = (0.25, 0.5, 0.75)  # decoded values that no VAE clamps, whether its range is [0, 1] or [-1, 1]
+
 log = logging.getLogger(__name__)
 
 STREAMED = (
@@ -110,6 +112,32 @@ def check_vae(model: Any, vae: Any) -> None:
             f"The MODEL works on latents of {wanted} channels, but the VAE on {vae.latent_channels}. "
             "Load the VAE that belongs to the MODEL."
         )
+
+
+def output_map(vae: Any) -> tuple[float, float]:
+    """Scale and shift from what the VAE's network decodes to pixels in [0, 1], without the clamp at the end.
+
+    Most networks decode to [-1, 1]: (0.5, 0.5). Some, such as TAEHV, decode to pixels: (1, 0).
+
+    Raises:
+        GeneratorError: the VAE makes its pixels otherwise than by scaling, shifting and clamping.
+    """
+    low, middle, high = (_pixel_of(vae, value) for value in PROBES)
+    scale = (high - low) / (PROBES[2] - PROBES[0])
+    straight = abs(low + high - 2 * middle) <= 1e-5 * max(1.0, abs(scale))
+    if not straight or scale == 0:
+        raise GeneratorError(
+            "Expected a VAE that makes pixels of its network's output by scaling and shifting, but this one makes "
+            f"{low:g}, {middle:g} and {high:g} of {PROBES[0]:g}, {PROBES[1]:g} and {PROBES[2]:g}. Use another VAE for "
+            "this MODEL, such as the one that was published with it."
+        )
+    return scale, middle - scale * PROBES[1]
+
+
+def _pixel_of(vae: Any, value: float) -> float:
+    """What the VAE makes of a decoded value; its own function may work in place."""
+    shape = (1, vae.output_channels, *[1] * vae.latent_dim)
+    return float(vae.process_output(torch.full(shape, value, dtype=torch.float32)).float().mean())
 
 
 def check_sigmas(sigmas: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from .comfy_inputs import (
     check_vae,
     file_name,
     latent_shape,
+    output_map,
     trainable_model,
     trainable_vae,
 )
@@ -86,6 +87,7 @@ class ComfyGenerator:
         check_vae(model, vae)
         self.model, self.vae = trainable_model(model), trainable_vae(vae)
         self._shape = latent_shape(self.model, latent)
+        self._output_scale, self._output_shift = output_map(vae)
         self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
         self._checkpointing = gradient_checkpointing and self._flux is not None
@@ -330,7 +332,7 @@ class ComfyGenerator:
         image = vae.first_stage_model.decode(latents.to(vae.device, vae.vae_dtype)).float().to(clean.device)
         if image.ndim == 5:  # video VAEs; one frame
             image = image[:, :, 0]
-        return (image[:, :3] + 1) / 2  # [-1, 1] -> [0, 1]
+        return image[:, :3] * self._output_scale + self._output_shift  # for most VAEs [-1, 1] -> [0, 1]
 
     # What it refuses
 

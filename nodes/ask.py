@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
+import comfy.utils
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -48,28 +51,48 @@ class AskVLMCritic(io.ComfyNode):
                     display_name="image", tooltip="What the critic saw: each picture with the first question's overlay."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, critic: Any, image: Tensor, questions: dict[str, Any], max_new_tokens: int) -> io.NodeOutput:
         asked = [q for q in questions.values() if q is not None]
-        pictures = to_engine(image)
+        bar = comfy.utils.ProgressBar(len(image), node_id=cls.hidden.unique_id)
+        lines, p_answer, seen = [], [], []
         with outside_inference_mode():
-            seen = [pictures if q.overlay is None else q.overlay.apply(pictures) for q in asked]
-            probabilities = [
-                critic.log_likelihood(s, [q]).exp()[:, 0].tolist() for s, q in zip(seen, asked, strict=True)
-            ]
-            replies = [critic.answer(s, q.text, max_new_tokens) for s, q in zip(seen, asked, strict=True)]
-        rows = range(len(pictures))
-        lines = [
-            f"image {i + 1}: {q.text} → {replies[n][i]}   P({q.answer}) = {probabilities[n][i]:.3f}"
-            for i in rows
-            for n, q in enumerate(asked)
-        ]
-        shown = to_comfy(seen[0])
-        text = "\n".join(lines)
-        output = ui.PreviewImage(shown, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
-        return io.NodeOutput(text, [p[i] for i in rows for p in probabilities], shown, ui=output)
+            for number, picture in enumerate(to_engine(image).split(1), start=1):  # one at a time, to save memory
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                shown, probabilities, replies = ask_about(critic, picture, asked, max_new_tokens)
+                seen.append(to_comfy(shown))
+                p_answer += probabilities
+                lines += [
+                    f"image {number}: {q.text} → {reply}   P({q.answer}) = {p:.3f}"
+                    for q, p, reply in zip(asked, probabilities, replies, strict=True)
+                ]
+                bar.update(1)
+        pictures, text = torch.cat(seen), "\n".join(lines)
+        output = ui.PreviewImage(pictures, cls=cls).as_dict() | ui.PreviewText(text).as_dict()
+        return io.NodeOutput(text, p_answer, pictures, ui=output)
+
+
+def ask_about(
+    critic: Any, picture: Tensor, asked: list[Any], max_new_tokens: int
+) -> tuple[Tensor, list[float], list[str]]:
+    """Asks everything about one picture [1, 3, H, W]; questions with the same overlay at once.
+
+    Returns:
+        The picture with the first question's overlay, and for each question P(wanted answer) and the reply.
+    """
+    from ..distillation.loss import group_questions
+
+    seen, probabilities, replies = [], [0.0] * len(asked), [""] * len(asked)
+    for _, overlay, members in group_questions(asked):
+        seen.append(picture if overlay is None else overlay.apply(picture))
+        scores = critic.log_likelihood(seen[-1], [asked[i] for i in members])[0]
+        for index, p in zip(members, scores.exp().tolist(), strict=True):
+            probabilities[index] = p
+            replies[index] = critic.answer(seen[-1], asked[index].text, max_new_tokens)[0]
+    return seen[0], probabilities, replies
 
 
 NODES = [AskVLMCritic]

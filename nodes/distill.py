@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -240,11 +242,9 @@ class DistillLoRA(io.ComfyNode):
             seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
             before = sample_all(generator, seeds, 0.0)
             result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id), take_turns)
-            try:
+            with kept_if_it_fails(result):
                 after = sample_all(generator, seeds, 1.0)
-            except comfy.model_management.InterruptProcessingException:
-                stop(result)
-            lora = TrainedLora.of(result, workflow_metadata(cls.hidden))
+                lora = TrainedLora.of(result, workflow_metadata(cls.hidden))
         losses = {"loss": [report.loss for report in result.history]}
         return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after))
 
@@ -264,10 +264,11 @@ def make_recipe(loss: VqaTerms, settings: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def sample_all(generator: Any, seeds: list[int], lora_scale: float) -> Tensor:
-    """A picture of every prompt, [P, 3, H, W]; one at a time, to need no more memory than a training step."""
+    """A picture of every prompt, [P, 3, H, W], on the CPU; one at a time, to need no more than a training step."""
     import torch
 
-    return torch.cat([generator.sample([index], [seed], lora_scale=lora_scale) for index, seed in enumerate(seeds)])
+    pictures = (generator.sample([index], [seed], lora_scale=lora_scale) for index, seed in enumerate(seeds))
+    return torch.cat([picture.cpu() for picture in pictures])
 
 
 def patchers(critics: dict[str, Any]) -> list[Any]:
@@ -309,6 +310,22 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
     return result
 
 
+@contextmanager
+def kept_if_it_fails(result: Any) -> Iterator[None]:
+    """What comes after training may fail, for want of memory for example: the LoRA is written down first.
+
+    Raises:
+        InterruptProcessingException: the user cancelled.
+    """
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        stop(result)
+    except Exception as error:
+        log.error("The LoRA is trained, but then %s: %s. It is %s", type(error).__name__, error, keep(result))
+        raise  # as it is: ComfyUI knows what to do where memory is full
+
+
 def stop(result: Any) -> NoReturn:
     """Writes the LoRA so far down, then ends ComfyUI's run, so that nothing partial is cached."""
     log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
@@ -318,11 +335,16 @@ def stop(result: Any) -> NoReturn:
 
 def keep(result: Any) -> Path:
     """Writes the LoRA so far, and a checkpoint, under output/dual_process/interrupted; the LoRA's path."""
+    from ..distillation import DualProcessError
+
     folder = Path(folder_paths.get_output_directory()) / "dual_process" / "interrupted"
     folder.mkdir(parents=True, exist_ok=True)
-    path = free_path(folder, "lora")
-    result.save_checkpoint(path.with_name(path.name.replace(".safetensors", ".checkpoint.safetensors")))
-    return save_lora(path, TrainedLora.of(result, {}), COMFYUI)
+    path = save_lora(free_path(folder, "lora"), TrainedLora.of(result, {}), COMFYUI)
+    try:
+        result.save_checkpoint(path.with_name(path.name.replace(".safetensors", ".checkpoint.safetensors")))
+    except DualProcessError as error:  # the LoRA is what counts
+        log.warning("%s The LoRA is there without a checkpoint to go on from.", error)
+    return path
 
 
 NODES = [DistillLoRA]

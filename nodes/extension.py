@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from importlib import import_module
+
 from comfy_api.latest import ComfyExtension, io
 
-from . import ask, critics, demo, distill, overlays, questions, saving
 from .folders import register_folders
 
-MODULES = (critics, demo, questions, overlays, ask, distill, saving)
+MODULES = ("critics", "demo", "questions", "overlays", "ask", "distill", "saving")
+log = logging.getLogger(__name__)
 
 
 class DualProcessExtension(ComfyExtension):
@@ -15,4 +18,21 @@ class DualProcessExtension(ComfyExtension):
         register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for module in MODULES for node in module.NODES]
+        return [node for name in MODULES for node in nodes_of(name)]
+
+
+def nodes_of(name: str) -> list[type[io.ComfyNode]]:
+    """The nodes of one module; none, and an error in the log, where it cannot be loaded, so that the others appear."""
+    try:
+        nodes = import_module(f".{name}", __package__).NODES
+        for node in nodes:
+            node.GET_SCHEMA()  # imports more; ComfyUI would give up all nodes for one that fails
+    except Exception as error:
+        log.exception(
+            "The Dual-Process nodes of nodes/%s.py could not be loaded (%s: %s); the others are there. Install what "
+            "requirements.txt names into ComfyUI's Python, see that the pack and ComfyUI are up to date, and start "
+            "ComfyUI again.",
+            *(name, type(error).__name__, error),
+        )
+        return []
+    return nodes

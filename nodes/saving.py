@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from comfy.cli_args import args
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -76,8 +77,10 @@ def lora_file(root: Path, name: str) -> Path:
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:
-    """The graph that made something, as ComfyUI writes it into pictures."""
-    found = {}
+    """The graph that made something, as ComfyUI writes it into pictures; nothing under --disable-metadata."""
+    found: dict[str, str] = {}
+    if args.disable_metadata:
+        return found
     if hidden is not None and hidden.prompt is not None:
         found["prompt"] = json.dumps(hidden.prompt)
     for key, value in ((hidden.extra_pnginfo if hidden is not None else None) or {}).items():

@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -457,6 +458,32 @@ def test_other_families_are_refused_with_the_reason(make_critic, comfy, module, 
     encoder = type("Encoder", (), {"clip": "x", "x": inner})()
     with pytest.raises(CriticError, match=f"{reason}.*Load VLM Critic"):
         make_critic(type("Clip", (), {"cond_stage_model": encoder})())
+
+
+def test_gemma_in_versions_that_know_no_images_seen_both_ways(comfy):
+    """ComfyUI 0.26 to 0.28 mask images like text, which is right for the small models: nothing is to be corrected."""
+    from dual_process.critics.comfy_families import Gemma4
+
+    layers = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    for layer, window in zip(layers, (64, False), strict=True):
+        layer.sliding_attention = window
+
+    def corrected(**config):
+        model = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(**config), layers=layers))
+        with Gemma4().corrected(model):
+            return [len(layer._forward_pre_hooks) for layer in layers]
+
+    assert corrected() == corrected(vision_bidirectional=False) == [0, 0]
+    assert corrected(vision_bidirectional=True) == [0, 1]
+
+
+def test_a_large_gemma_without_its_scales_is_refused(make_critic, load_gemma):
+    """So ComfyUI 0.26 to 0.28 load it."""
+    clip, _ = load_gemma("large")
+    for layer in clip.cond_stage_model.gemma4.transformer.model.layers:
+        layer.layer_scalar = None
+    with pytest.raises(CriticError, match=r"before version 0\.29 .*Update ComfyUI"):
+        make_critic(clip)
 
 
 def test_bad_questions_and_images_are_refused(make_critic, qwen, images, questions):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 
 import comfy_models
 import pytest
@@ -120,6 +122,63 @@ def test_gradient_of_the_decoder_equals_that_of_diffusers(make):
     theirs = (vae.decode(latents).sample + 1) / 2
     assert relative(ours, theirs) < 1e-5
     assert relative(gradient, torch.autograd.grad(theirs.square().sum(), latents)[0]) < 1e-4
+
+
+OUTPUTS = {  # in place, as ComfyUI expects it, and what it comes to without the clamp
+    "standard": (lambda x: x.add_(1.0).div_(2.0).clamp_(0.0, 1.0), lambda x: (x + 1) / 2),
+    "identity": (lambda x: x, lambda x: x),
+    "clamped": (lambda x: x.clamp_(0.0, 1.0), lambda x: x),
+    "inverted": (lambda x: x.div_(-4.0).add_(1.0), lambda x: 1 - x / 4),
+}
+
+
+@pytest.mark.parametrize("kind", list(OUTPUTS))
+def test_pixels_are_made_as_the_vae_makes_them(make, models, kind):
+    """For the critic without the clamp; in finished pictures exactly as ComfyUI's own decoding."""
+    import nodes
+
+    model, vae = models[0], copy.copy(models[1])
+    vae.process_output, wanted = OUTPUTS[kind]
+    generator = type(make())(model, vae, conditionings(), latent=EMPTY)
+    latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    with generator.training():
+        decoded = generator._decode(latents)
+        (gradient,) = torch.autograd.grad(decoded.square().sum(), latents)
+    theirs = wanted(comfy_models.build_vae().decode(latents).sample)
+    assert relative(decoded, theirs) < 1e-5
+    assert relative(gradient, torch.autograd.grad(theirs.square().sum(), latents)[0]) < 1e-4
+    with torch.inference_mode():
+        (image,) = nodes.VAEDecode().decode(vae, {"samples": model.model.process_latent_out(latents.detach().clone())})
+    assert torch.allclose(decoded.detach().clamp(0, 1), image.clamp(0, 1).movedim(-1, 1), atol=2e-6)
+
+
+def test_a_video_autoencoder_that_decodes_to_pixels(make, models):
+    """The real TAEHV, random, by core's loader."""
+    import comfy.sd
+    from comfy.taesd.taehv import TAEHV
+
+    import nodes
+
+    random = torch.Generator().manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in TAEHV(16).state_dict().items()}
+    state = {n: torch.randn(s, generator=random) / max(1, math.prod(s[1:])) ** 0.5 for n, s in shapes.items()}
+    vae = comfy.sd.VAE(sd=state)
+    generator = type(make())(models[0], vae, conditionings(), latent=EMPTY)
+    latents = torch.randn(2, 16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        (image,) = nodes.VAEDecode().decode(vae, {"samples": models[0].model.process_latent_out(latents)})
+    with generator.training():
+        decoded = generator._decode(latents)
+    assert decoded.std() > 0.01
+    assert torch.allclose(decoded, image.movedim(-1, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize("output", [torch.sigmoid, torch.tanh, torch.zeros_like], ids=["sigmoid", "tanh", "constant"])
+def test_a_vae_whose_pixels_are_no_affine_map_is_refused(make, models, output):
+    vae = copy.copy(models[1])
+    vae.process_output = output
+    with pytest.raises(GeneratorError, match="scaling and shifting"):
+        type(make())(models[0], vae, conditionings(), latent=EMPTY)
 
 
 def test_gradient_checkpointing_changes_nothing(make):

@@ -42,8 +42,14 @@ def nodes(pack) -> dict[str, type]:
 def run(nodes):
     """Executes a node as ComfyUI does, in inference mode; its outputs."""
 
+    from comfy_api.latest import io
+
     def execute(node_id: str, **inputs):
-        hidden = {"unique_id": "1", "prompt": {"1": {"class_type": node_id}}, "extra_pnginfo": {"workflow": {}}}
+        hidden = {
+            io.Hidden.unique_id: "1",
+            io.Hidden.prompt: {"1": {"class_type": node_id}},
+            io.Hidden.extra_pnginfo: {"workflow": {}},
+        }
         node = nodes["DualProcess" + node_id].PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
         with torch.inference_mode():
             return node.EXECUTE_NORMALIZED(**inputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +92,20 @@ def test_saved_lora_is_found_by_lora_loader(distil, run, comfy, demo_models, enc
         metadata = file.metadata()
     assert metadata["modelspec.title"] == f"{format}_00001_"
     assert "dual_process.recipe" in metadata
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_metadata_leaves_the_workflow_out_of_files(distil, run, comfy, monkeypatch, disabled):
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, "disable_metadata", disabled)
+    lora = distil()[0]
+    name = run("SaveDistilledLoRA", lora=lora, name="private", format="diffusers")[0]
+    with safe_open(comfy / "models" / "loras" / name, "pt") as file:
+        metadata = file.metadata()
+    graph = {"prompt", "workflow"}
+    assert set(metadata) & graph == set(lora.metadata) & graph == (set() if disabled else graph)
+    assert {"dual_process.recipe", "dual_process.base_model", "modelspec.title"} <= set(metadata)
 
 
 def test_save_takes_the_plain_lora_of_core(run, comfy):
@@ -191,8 +207,6 @@ def test_cancel_during_the_last_step_keeps_the_lora(distil, monkeypatch, kept_st
 
 
 def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pack, kept_steps):
-    import sys
-
     import comfy.model_management
 
     node = sys.modules[f"{pack.__name__}.nodes.distill"]
@@ -203,9 +217,53 @@ def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pac
     assert kept_steps() == 3
 
 
-def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
-    import sys
+def test_memory_full_during_the_last_pictures_keeps_the_lora(
+    distil, monkeypatch, pack, kept_steps, weights_stay, caplog
+):
+    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    sample = kind.sample
 
+    def full(self, indices, seeds, lora_scale):
+        if lora_scale == 1 and indices == [1]:
+            raise torch.OutOfMemoryError("no room")
+        return sample(self, indices, seeds, lora_scale=lora_scale)
+
+    monkeypatch.setattr(kind, "sample", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        distil()
+    assert kept_steps() == 3
+    assert any("no room" in r.getMessage() and "interrupted/lora_" in r.getMessage() for r in caplog.records)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_lora(distil, monkeypatch, pack, kept_steps, caplog):
+    import comfy.utils
+
+    def refuse(*_):
+        raise errors.LoraFileError("The header is too large.")
+
+    errors = sys.modules[f"{pack.__name__}.core.errors"]
+    result = sys.modules[f"{pack.__name__}.distillation.result"].DistillationResult
+    monkeypatch.setattr(result, "save_checkpoint", refuse)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, *_, **__: step == 2 and cancel_now())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil()
+    assert kept_steps() == 2
+    assert any("header is too large" in record.getMessage() for record in caplog.records)
+
+
+def test_pictures_wait_in_main_memory(pack):
+    """Of up to 32 prompts, before and after training: on the device they would lie there all the time."""
+
+    class Picture:
+        def cpu(self):
+            return torch.ones(1, 3, 2, 2)
+
+    generator = SimpleNamespace(sample=lambda *_, **__: Picture())
+    sample_all = sys.modules[f"{pack.__name__}.nodes.distill"].sample_all
+    assert torch.equal(sample_all(generator, [1, 2], 0.0), torch.ones(2, 3, 2, 2))
+
+
+def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):
     batch = sys.modules[f"{pack.__name__}.distillation.batch"]
     vqa_loss, calls = batch.vqa_loss, []
 
@@ -220,8 +278,6 @@ def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pa
 
 
 def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay, kept_steps):
-    import sys
-
     batch = sys.modules[f"{pack.__name__}.distillation.batch"]
     vqa_loss, calls = batch.vqa_loss, []
 
@@ -253,6 +309,68 @@ def test_ask_shows_replies_and_probabilities(run, demo_models, distil):
     assert "Is it day? → Yes" in answers.splitlines()[0]
     assert output.ui["images"]
     assert output.ui["text"] == (answers,)
+
+
+@pytest.fixture
+def ask(run, demo_models):
+    """Asks the demo critic three questions about three pictures, two of them with the same overlay."""
+    images = torch.rand(3, 112, 112, 3, generator=torch.Generator().manual_seed(0))
+    overlays = [run("HorizonOverlay", position=0.4, color="#ff0000", thickness=0.02)[0] for _ in range(2)]
+    asked = {
+        f"question{i}": run("VLMQuestion", question=text, answer=answer, weight=1.0, overlay=overlay)[0]
+        for i, (text, answer, overlay) in enumerate(
+            [(QUESTION, "Yes", overlays[0]), ("Is it day?", "Yes", None), (QUESTION, "No", overlays[1])]
+        )
+    }
+    calls = []
+
+    def log_likelihood(pictures, questions):
+        calls.append(("rate", len(pictures), [q.answer for q in questions]))
+        return demo_models[3].log_likelihood(pictures, questions)
+
+    def answer(pictures, text, max_new_tokens):
+        calls.append(("reply", len(pictures), text))
+        return demo_models[3].answer(pictures, text, max_new_tokens)
+
+    critic = SimpleNamespace(log_likelihood=log_likelihood, answer=answer)
+
+    def execute():
+        return run("AskVLMCritic", critic=critic, image=images, questions=asked, max_new_tokens=4)
+
+    return SimpleNamespace(images=images, questions=list(asked.values()), calls=calls, run=execute)
+
+
+def test_ask_asks_questions_of_an_overlay_at_once_and_one_picture_at_a_time(ask, demo_models, monkeypatch):
+    import comfy.utils
+
+    bars = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *_, **__: bars.append((done, total)))
+    answers, p_answer, shown = ask.run().args
+    overlaid = [("rate", 1, ["Yes", "No"]), ("reply", 1, QUESTION), ("reply", 1, QUESTION)]
+    assert ask.calls == [*overlaid, ("rate", 1, ["Yes"]), ("reply", 1, "Is it day?")] * 3
+    assert bars == [(1, 3), (2, 3), (3, 3)]
+    pictures = ask.images.movedim(-1, 1)
+    line = ask.questions[0].overlay.apply(pictures)
+    assert torch.equal(shown, line.movedim(1, -1))
+    for row, question in enumerate(ask.questions):  # one question and all pictures in one call
+        seen = pictures if question.overlay is None else line
+        wanted = demo_models[3].log_likelihood(seen, [question]).exp()[:, 0].tolist()
+        assert p_answer[row::3] == pytest.approx(wanted, rel=1e-4)
+        for picture, (p, reply) in enumerate(zip(wanted, demo_models[3].answer(seen, question.text, 4), strict=True)):
+            line_of_text = answers.splitlines()[3 * picture + row]
+            assert line_of_text.startswith(f"image {picture + 1}: {question.text} → {reply} ")
+            assert float(line_of_text.split(" = ")[1]) == pytest.approx(p, abs=2e-3)
+
+
+def test_ask_can_be_cancelled_between_pictures(ask, monkeypatch):
+    import comfy.model_management
+    import comfy.utils
+
+    interrupt = comfy.model_management.interrupt_current_processing
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *_, **__: interrupt())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        ask.run()
+    assert len(ask.calls) == 5  # of the first picture
 
 
 def test_overlays_stack_and_are_drawn_as_in_training(run, pack):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import comfyui
 import pytest
@@ -36,6 +38,21 @@ INPUTS = {
 def test_ids_and_inputs_stay_as_saved_workflows_know_them(nodes):
     found = {i.removeprefix("DualProcess"): [x.id for x in node.GET_SCHEMA().inputs] for i, node in nodes.items()}
     assert found == INPUTS
+
+
+@pytest.mark.parametrize("broken", ["import", "schema"])
+def test_a_module_that_fails_takes_no_other_nodes_with_it(pack, nodes, monkeypatch, caplog, broken):
+    extension = import_module(f"{pack.__name__}.nodes.extension")
+    demo = f"{pack.__name__}.nodes.demo"
+    if broken == "import":
+        monkeypatch.setitem(sys.modules, demo, None)  # importing it fails
+    else:
+        monkeypatch.setattr(sys.modules[demo].LoadDemoModels, "GET_SCHEMA", lambda: 1 / 0)
+    found = asyncio.run(extension.DualProcessExtension().get_node_list())
+    assert {node.GET_SCHEMA().node_id for node in found} == set(nodes) - {"DualProcessLoadDemoModels"}
+    (record,) = caplog.records
+    reason = "ModuleNotFoundError" if broken == "import" else "ZeroDivisionError: division by zero"
+    assert all(part in record.getMessage() for part in ("nodes/demo.py", reason, "requirements.txt"))
 
 
 def test_schemas_are_valid_and_in_one_category(nodes):
