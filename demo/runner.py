@@ -40,7 +40,7 @@ def run_control(
     should_stop: Callable[[], bool] | None = None,
     resume_from: Path | None = None,
 ) -> ControlRun:
-    """Distils a control and writes lora.safetensors, before_after.png, progress.png and report.json to `output`.
+    """Distils a control and writes what README.md lists to `output`: LoRA, checkpoint, two pictures and report.
 
     Args:
         control: what to teach; the generator holds `control.prompts`.
@@ -53,9 +53,8 @@ def run_control(
     before = evaluate(control, critic, base, base, held_out, trained=False)
     checkpoint = output / "checkpoint.safetensors"
     result = distill(generator, critic, control.recipe, on_step, should_stop, resume_from, checkpoint)
-    if result.stop_reason == "interrupted":
-        result.save_checkpoint(checkpoint)
     lora = result.save(output / "lora.safetensors")
+    result.save_checkpoint(checkpoint)
     trained = sample_pairs(generator, held_out, lora_scale=1.0)
     after = evaluate(control, critic, trained, base, held_out, trained=True)
     verdict = judge(control, before, after)

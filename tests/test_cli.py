@@ -90,6 +90,29 @@ def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
     assert json.loads((output / "report.json").read_text())["steps"] == done + 2
 
 
+def short_demo(output, *options):
+    return CliRunner().invoke(app, ["demo", "--output", str(output), "--pairs", "2", *options])
+
+
+def test_a_finished_demo_leaves_its_files(tmp_path):
+    result = short_demo(tmp_path / "[red]", "--steps", "1")
+    assert result.exit_code == 0, result.output
+    assert "[red]" in result.output
+    assert {p.name for p in (tmp_path / "[red]").iterdir()} == {
+        "lora.safetensors",
+        "checkpoint.safetensors",
+        "before_after.png",
+        "progress.png",
+        "report.json",
+    }
+    before, _ = read_tensors(tmp_path / "[red]" / "lora.safetensors")
+    result = short_demo(tmp_path / "[red]", "--steps", "1", "--resume")  # only measures again
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "[red]" / "report.json").read_text())["steps"] == 1
+    after, _ = read_tensors(tmp_path / "[red]" / "lora.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_ask(tmp_path):
     scenes = world.scenes_from_noise(["a night sky over the sea"], torch.zeros(1, 16, 14, 14))
     save_image(world.render(scenes), tmp_path / "night.png")
