@@ -17,6 +17,7 @@ import comfyui
 
 PACK = "dual-process-image-generation"
 BROWSER = "/usr/bin/chromium"  # Debian's
+PATIENCE = 600  # seconds; a bound for what hangs, on machines that are busy with other things
 
 
 class Server:
@@ -46,7 +47,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.wait(self._is_up, 180, "start")
+        self.wait(self._is_up, "start")
 
     def _is_up(self) -> bool:
         if self.process.poll() is not None:
@@ -56,7 +57,7 @@ class Server:
         except (urllib.error.URLError, ConnectionError):
             return False
 
-    def wait(self, done: Any, seconds: float, what: str) -> Any:
+    def wait(self, done: Any, what: str, seconds: float = PATIENCE) -> Any:
         """Polls until `done()` is true; its value."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -69,7 +70,7 @@ class Server:
         return self.log_file.read_text(errors="replace")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=PATIENCE) as answer:
             return json.loads(answer.read() or b"null")
 
     def post(self, path: str, data: Any) -> Any:
@@ -77,7 +78,7 @@ class Server:
             self.address + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
@@ -86,7 +87,7 @@ class Server:
         """Asks for all memory back, as the frontend's "Free model and node cache" does, and waits for it."""
         self.post("/free", {"unload_models": True, "free_memory": True})
         sizes = [0]
-        while len(sizes) < 20 or sizes[-1] < max(sizes[-20:]):  # falling within the last two seconds
+        while len(sizes) < 100 or sizes[-1] < max(sizes[-100:]):  # falling within the last ten seconds
             time.sleep(0.1)
             sizes.append(self.resident_bytes())
 
@@ -96,15 +97,15 @@ class Server:
         assert "prompt_id" in answer, answer
         return answer["prompt_id"]
 
-    def finish(self, prompt_id: str, seconds: float = 400) -> dict[str, Any]:
+    def finish(self, prompt_id: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """The history entry of a prompt once it has run."""
 
         def entry() -> Any:
             return self.get(f"/history/{prompt_id}").get(prompt_id)
 
-        return self.wait(entry, seconds, f"finish prompt {prompt_id}")
+        return self.wait(entry, f"finish prompt {prompt_id}", seconds)
 
-    def run(self, prompt: dict[str, Any], seconds: float = 400) -> dict[str, Any]:
+    def run(self, prompt: dict[str, Any], seconds: float = PATIENCE) -> dict[str, Any]:
         """Queues a prompt and waits; its outputs by node id. AssertionError with ComfyUI's message if it failed."""
         entry = self.finish(self.queue(prompt), seconds)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
@@ -131,6 +132,6 @@ class Server:
     def close(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()

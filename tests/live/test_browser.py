@@ -9,7 +9,7 @@ from typing import Any
 
 import comfyui
 import pytest
-from live_server import BROWSER, PACK, Server
+from live_server import BROWSER, PACK, PATIENCE, Server
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 ARGUMENTS = [
@@ -26,8 +26,9 @@ def page(server: Server) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1900, "height": 1000})
+        page.set_default_timeout(1000 * PATIENCE)
         page.goto(server.address)
-        page.wait_for_function("window.app && window.app.extensionManager", timeout=60_000)
+        page.wait_for_function("window.app && window.app.extensionManager")
         yield page
         browser.close()
 
@@ -38,12 +39,12 @@ def open_template(page: Any, name: str) -> None:
 
     dialog = page.get_by_role("dialog")
     try:
-        dialog.wait_for(timeout=10_000)  # it opens by itself on the very first start
+        dialog.wait_for(timeout=120_000)  # it opens by itself on the very first start
     except Late:
         page.get_by_text("Templates", exact=True).first.click()
     dialog.get_by_text(PACK, exact=True).click()
     dialog.get_by_text(name, exact=True).first.click()
-    page.wait_for_function("window.app.graph.nodes.length > 5", timeout=30_000)
+    page.wait_for_function("window.app.graph.nodes.length > 5")
 
 
 def test_a_user_opens_the_horizon_template_and_trains(server: Server, page: Any, tmp_path: Path) -> None:
@@ -58,10 +59,10 @@ def test_a_user_opens_the_horizon_template_and_trains(server: Server, page: Any,
         window.app.api.addEventListener('progress_text', () => window.seen.texts++); }"""
     )
     page.get_by_role("button", name="Run", exact=True).first.click()
-    page.wait_for_function("window.seen.previews > 2 && window.seen.texts > 2", timeout=120_000)
+    page.wait_for_function("window.seen.previews > 2 && window.seen.texts > 2")
     page.screenshot(path=tmp_path / "training.png")
     done = "() => window.app.graph.nodes.filter(n => n.type === 'PreviewImage' && n.imgs?.length === 6).length === 2"
-    page.wait_for_function(done, timeout=240_000)
+    page.wait_for_function(done)
     page.screenshot(path=tmp_path / "trained.png")
     assert list((server.base / "models" / "loras" / "dual_process").glob("horizon_*.safetensors"))
 
