@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .core.errors import DualProcessError
+from .core.errors import DualProcessError, LoraFileError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ class Quantization(str, Enum):
     four = "4bit"
 
 
+CHECKPOINT = "checkpoint.safetensors"
+RESUME_HELP = "Go on from the checkpoint in the output folder."
+OVERWRITE_HELP = "Begin anew where the output folder holds an unfinished run."
 QUANTIZATION_HELP = "Load the critic in 8 or 4 bits (needs bitsandbytes)."
 
 
@@ -110,7 +113,8 @@ def demo(
     learning_rate: Annotated[float | None, typer.Option(help="The control's own by default.")] = None,
     regularizers: Annotated[bool, typer.Option(help="Keep the pictures near the base model's.")] = True,
     pairs: Annotated[int, typer.Option(min=1, help="Held-out (prompt, noise) pairs of the evaluation.")] = 64,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option(help=RESUME_HELP)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output.")] = False,
 ) -> None:
     """Teaches the embedded demo models a control and measures whether it worked."""
@@ -130,8 +134,8 @@ def demo(
             changes["line"] = line
         chosen = CONTROLS[control.value](seed=seed, **changes)
         folder = _make_folder(output or Path("output") / f"demo_{control.value}")
+        checkpoint = _checkpoint_to_resume(folder, resume, overwrite)
         generator, critic = world.load(chosen.prompts)
-        checkpoint = folder / "checkpoint.safetensors" if resume else None
         with StopOnInterrupt() as should_stop, progress_bar(chosen.recipe.train_steps) as on_step:
             try:
                 run = run_control(chosen, generator, critic, folder, pairs, on_step, should_stop, checkpoint)
@@ -153,7 +157,8 @@ def train(
     generator: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (Flux schnell or dev).")],
     critic: Annotated[Path, typer.Option(help="Folder of a transformers vision-language model.")],
     output: Annotated[Path, typer.Option(help="Folder of the results.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option(help=RESUME_HELP)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)] = False,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
     checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing: less memory, more time.")] = False,
     quantization: Annotated[Quantization | None, typer.Option(help=QUANTIZATION_HELP)] = None,
@@ -173,7 +178,7 @@ def train(
         plan = Recipe.load(recipe, build_overlay=overlays.build)
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
-        _make_folder(output)
+        resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
         maker = load_generator(
             generator,
             prompts=list(plan.prompts),
@@ -191,7 +196,6 @@ def train(
             offload=take_turns and quantization is None,
             gradient_checkpointing=checkpointing,
         )
-        checkpoint = output / "checkpoint.safetensors"
         with StopOnInterrupt() as should_stop, progress_bar(plan.train_steps) as on_step:
             try:
                 result = distill(
@@ -200,8 +204,8 @@ def train(
                     plan,
                     on_step,
                     should_stop,
-                    resume_from=checkpoint if resume else None,
-                    checkpoint_path=checkpoint,
+                    resume_from=resume_from,
+                    checkpoint_path=output / CHECKPOINT,
                     take_turns=take_turns,
                 )
             except DistillationError as error:
@@ -258,10 +262,31 @@ def _make_folder(folder: Path) -> Path:
     return folder
 
 
+def _checkpoint_to_resume(folder: Path, resume: bool, overwrite: bool) -> Path | None:
+    """What to go on from. An unfinished run is not lost unless the user says so."""
+    from .distillation.checkpoint import Checkpoint
+
+    path = folder / CHECKPOINT
+    if resume and overwrite:
+        raise DualProcessError("Expected --resume or --overwrite, got both. Go on or begin anew.")
+    if resume or overwrite or not path.exists():
+        return path if resume else None
+    try:
+        found = Checkpoint.load(path)
+    except LoraFileError:  # nothing that a run could go on from
+        return None
+    if found.is_unfinished:
+        raise DualProcessError(
+            f"{folder} holds an unfinished run ({found.steps} of {found.train_steps} steps). Go on with it by "
+            "--resume, begin anew by --overwrite, or choose another folder."
+        )
+    return None
+
+
 def _save_partial(result: DistillationResult, folder: Path) -> None:
     """The LoRA and the checkpoint so far."""
     result.save(folder / "lora.safetensors")
-    result.save_checkpoint(folder / "checkpoint.safetensors")
+    result.save_checkpoint(folder / CHECKPOINT)
 
 
 def _say_how_to_resume(result: DistillationResult, folder: Path) -> None:

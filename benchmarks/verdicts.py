@@ -36,7 +36,7 @@ class Setting:
 SETTINGS = (
     Setting("default", "learned"),
     Setting("velocity distance only", "damaged", {"velocity_weight": 0.5}, loses="objects"),
-    Setting("high rate, no penalties", "hacked", {"learning_rate": 1e-3, "velocity_weight": 0.0, "range_weight": 0.0}),
+    Setting("high rate, no penalties", "hacked", {"learning_rate": 1e-3, "penalties": {}}),
     Setting("hardly any rate", "not learned", {"learning_rate": 1e-7}),
 )
 FIGURES = (

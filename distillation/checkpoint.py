@@ -56,6 +56,20 @@ class Checkpoint:
         """The anchors that the run has chosen, none if it needs none."""
         return tuple(Anchor(**row) for row in json.loads(self.metadata.get("anchors", "[]")))
 
+    @property
+    def steps(self) -> int:
+        return len(json.loads(self.metadata["history"]))
+
+    @property
+    def train_steps(self) -> int:
+        """How many steps the run was to have."""
+        return json.loads(self.metadata["recipe"])["train_steps"]
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its run has steps left that it neither made nor could do without."""
+        return self.steps < self.train_steps and self.metadata.get("stop_reason") != "early_stop"
+
     def save(self, path: str | Path) -> Path:
         """Writes the snapshot; atomic. Raises LoraFileError if it cannot be written."""
         return write_tensors(path, self.tensors, self.metadata)
@@ -99,10 +113,9 @@ class Checkpoint:
             raise LoraFileError(
                 f"The checkpoint was made by a recipe with other {changed}. Resume with its own recipe."
             )
-        done = len(json.loads(self.metadata["history"]))
-        if done > recipe.train_steps:
+        if self.steps > recipe.train_steps:
             raise LoraFileError(
-                f"The checkpoint holds {done} steps, but the recipe asks for {recipe.train_steps}. "
+                f"The checkpoint holds {self.steps} steps, but the recipe asks for {recipe.train_steps}. "
                 "Ask for at least as many, or start anew."
             )
         if self.metadata["base_model"] != weights:

@@ -101,7 +101,8 @@ class DistillationResult:
 
     def save_checkpoint(self, path: str | Path) -> Path:
         """Writes what `distill(..., resume_from=path)` needs to go on as if nothing had happened."""
-        return self.checkpoint.save(path)
+        metadata = {**self.checkpoint.metadata, "stop_reason": self.stop_reason}
+        return Checkpoint(self.checkpoint.tensors, metadata).save(path)
 
     def history_summary(self) -> dict[str, Any]:
         """Plain figures of the run; seconds are the only ones that differ from one equal run to the next."""

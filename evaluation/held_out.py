@@ -1,7 +1,7 @@
 """What became of any model, where no truth is known: held-out pictures before and after, and a verdict in plain words.
 
-The critic that taught a model cannot tell alone whether it was fooled. So a run is also judged by what it was not taught
-by: other questions, another critic, another picture size, and what pictures are made of.
+The critic that taught a model cannot tell alone whether it was fooled. So a run is also judged by what took no part in
+the training: other questions, another critic, another picture size, and what pictures are made of.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from ..distillation.question import CONTROL, KEEP, PROMPT
 from .control import CONVINCED, EVALUATION_SEED, Verdict
 from .measures import high_frequency_energy, seed_diversity
 
-PROMPT_FITS = Question(f'Does this figure show "{PROMPT}"? Please answer yes or no.', "Yes")  # VQAScore, Lin et al. 2024
+PROMPT_FITS = Question(
+    f'Does this figure show "{PROMPT}"? Please answer yes or no.', "Yes"
+)  # VQAScore, Lin et al. 2024
 OTHER_SIZE = 0.75  # of the training pictures' height and width
 OTHER_SIZE_PICTURES = 2
 PROMPTS, SEEDS = 4, 2  # pictures of a verdict unless the caller says otherwise

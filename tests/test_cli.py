@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import time
 
 import pytest
 import torch
+from fakes import FakeCritic, FakeGenerator
+from fakes import recipe as tiny_run
 from torchvision.utils import save_image
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from dual_process import cli
 from dual_process.cli import app
 from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS, world
+from dual_process.distillation import distill
 
 RECIPE = """
 prompts = ["a day sky over the sea", "a night sky over the grass"]
@@ -88,6 +90,47 @@ def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
     result = CliRunner().invoke(app, [*arguments(recipe, output), "--resume"])
     assert result.exit_code == 0, result.output
     assert json.loads((output / "report.json").read_text())["steps"] == done + 2
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A folder that holds the checkpoint of a run that was interrupted after the second of six steps."""
+    seen = []
+    settings = tiny_run()
+    result = distill(FakeGenerator(), FakeCritic(), settings, lambda r, _: seen.append(r), lambda: len(seen) == 2)
+    result.save_checkpoint(tmp_path / "unfinished" / "checkpoint.safetensors")
+    return tmp_path / "unfinished"
+
+
+def test_an_unfinished_run_is_not_overwritten_without_a_word(recipe, unfinished):
+    before = (unfinished / "checkpoint.safetensors").read_bytes()
+    for call in (["demo", "--output", str(unfinished)], arguments(recipe, unfinished)):
+        result = CliRunner().invoke(app, call)
+        assert_error(result, "an unfinished run (2 of 6 steps)", "--resume", "--overwrite")
+        assert_error(CliRunner().invoke(app, [*call, "--resume", "--overwrite"]), "got both")
+    assert [p.name for p in unfinished.iterdir()] == ["checkpoint.safetensors"]
+    assert (unfinished / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_an_unfinished_run_is_overwritten_when_asked_and_a_finished_one_at_once(recipe, unfinished):
+    result = CliRunner().invoke(app, [*arguments(recipe, unfinished), "--overwrite"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((unfinished / "report.json").read_text())["steps"] == 3
+    recipe.write_text(RECIPE.format(steps=1))
+    result = CliRunner().invoke(app, arguments(recipe, unfinished))
+    assert result.exit_code == 0, result.output
+    assert json.loads((unfinished / "report.json").read_text())["steps"] == 1
+
+
+def test_the_demo_overwrites_an_unfinished_run_when_asked(unfinished):
+    result = short_demo(unfinished, "--steps", "1", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert json.loads((unfinished / "report.json").read_text())["steps"] == 1
+
+
+def test_a_file_that_is_no_checkpoint_stops_nothing(tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half a fi")
+    assert cli._checkpoint_to_resume(tmp_path, resume=False, overwrite=False) is None
 
 
 def short_demo(output, *options):
@@ -193,12 +236,11 @@ def test_square_brackets_in_paths_and_errors_are_shown_as_they_are(recipe, tmp_p
     assert "[/INST] [red] :warning:" in " ".join(result.output.split())
 
 
-def test_square_brackets_in_tables_and_progress_are_shown_as_they_are(monkeypatch):
-    monkeypatch.setattr(cli.console, "file", io.StringIO())
+def test_square_brackets_in_tables_and_progress_are_shown_as_they_are(capsys):
     cli._print_measures({"pairs": "[/INST]", "before": {"[red]": 0.0}, "after": {"[red]": 1.0}})
     with cli.progress_bar(3):
         cli.console.print("[/INST]")
-    said = cli.console.file.getvalue()
+    said = capsys.readouterr().err
     assert said.count("[/INST]") == 2
     assert "[red]" in said
     assert "[bold]" not in said

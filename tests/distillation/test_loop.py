@@ -23,6 +23,7 @@ from dual_process.distillation import (
     StopRequested,
     distill,
 )
+from dual_process.distillation.checkpoint import Checkpoint
 from dual_process.distillation.draws import draw_batch
 
 LINE = overlays.horizon(0.4, thickness=0.3)
@@ -155,6 +156,20 @@ def test_checkpoints_are_written_on_the_way(tmp_path):
     assert generator.estimates == 9 - 6
     assert same(lora(resumed), lora(whole))
     assert timeless(resumed.history) == timeless(whole.history)
+
+
+def test_checkpoints_tell_whether_their_run_has_steps_left(tmp_path):
+    def is_unfinished(result):
+        return Checkpoint.load(result.save_checkpoint(tmp_path / "c.safetensors")).is_unfinished
+
+    assert is_unfinished(interrupted_at(4, recipe(train_steps=9)))
+    assert not is_unfinished(distill(FakeGenerator(), FakeCritic(), recipe(train_steps=3)))
+    early = distill(FakeGenerator(), FakeCritic(), recipe(train_steps=9, stop_probability=1e-9, stop_steps=2))
+    assert (early.stop_reason, early.steps) == ("early_stop", 2)
+    assert not is_unfinished(early)
+    path = tmp_path / "on the way.safetensors"
+    interrupted_at(4, recipe(train_steps=9), checkpoint_path=path, checkpoint_every=3)
+    assert Checkpoint.load(path).is_unfinished
 
 
 def test_more_steps_may_be_asked_for_than_at_first(tmp_path):
