@@ -32,6 +32,7 @@ from .comfy_inputs import (
     trainable_vae,
 )
 from .comfy_lora import ComfyLora, layer_shapes, target_layers, to_native
+from .comfy_memory import training_memory
 from .comfy_sampling import Denoiser, loaded, make_sigmas
 from .lora import LoraWeights, gaussian_weights
 from .noise import draw_noise
@@ -136,6 +137,11 @@ class ComfyGenerator:
     def _flux(self) -> Any | None:
         """The network, if it is of the Flux family."""
         return self._network if isinstance(self._network, comfy.ldm.flux.model.Flux) else None
+
+    def working_memory(self, batch_size: int) -> int:
+        """Bytes that a training step takes on the device beside the weights, an estimate."""
+        passes = 1 if self._cfg == 1 else 2
+        return training_memory(self.model, self.vae, self._shape, batch_size, passes, self._checkpointing)
 
     # Its LoRA
 

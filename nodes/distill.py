@@ -23,7 +23,7 @@ from .types import CATEGORY, Loss, VqaTerms, outside_inference_mode, to_comfy
 
 MAX_PROMPTS = 32
 AUTO, BOTH, TURNS = "auto", "keep both loaded", "take turns"
-WORKING_SHARE = 0.4  # of the weights, for activations with gradient checkpointing; see benchmarks/README.md
+CRITIC_SHARE = 0.4  # of a critic's weights, for what its gradient keeps of one picture: a 7 B in 16 bits, 2048 tokens
 log = logging.getLogger(__name__)
 
 
@@ -237,7 +237,7 @@ class DistillLoRA(io.ComfyNode):
                 sigmas=sigmas,
                 gradient_checkpointing=gradient_checkpointing,
             )
-            take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics))
+            take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics, recipe.batch_size))
             generator.loaded_with = None if take_turns else patchers(critics)
             seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
             before = sample_all(generator, seeds, 0.0)
@@ -276,17 +276,25 @@ def patchers(critics: dict[str, Any]) -> list[Any]:
     return [critic.patcher for critic in critics.values() if hasattr(critic, "patcher")]
 
 
-def fit_together(generator: Any, critics: dict[str, Any]) -> bool:
-    """Whether model, VAE and critics can be on the device at once, with room to work."""
+def fit_together(generator: Any, critics: dict[str, Any], batch_size: int) -> bool:
+    """Whether model, VAE and critics can be on the device at once, with room for a step of so many pictures."""
     device = generator.model.load_device
     if comfy.model_management.is_device_cpu(device):
         return True
-    held = {id(p.model): p for p in (generator.model, generator.vae.patcher, *patchers(critics))}.values()
-    weights = sum(patcher.model_size() for patcher in held if patcher.load_device == device)
+    ours = {id(p.model): p for p in (generator.model, generator.vae.patcher)}.values()
+    weights = sum(patcher.model_size() for patcher in ours if patcher.load_device == device)
+    judges = critic_sizes(critics, device)
+    # Critics judge one after the other, beside the graph of the pictures.
+    working = generator.working_memory(batch_size) + CRITIC_SHARE * batch_size * max(judges, default=0)
+    reserve = working + comfy.model_management.minimum_inference_memory()
+    return weights + sum(judges) + reserve <= comfy.model_management.get_total_memory(device)
+
+
+def critic_sizes(critics: dict[str, Any], device: Any) -> list[int]:
+    """Bytes of each model that judges on the device, those that ComfyUI does not manage included."""
+    managed = {id(p.model): p.model_size() for p in patchers(critics) if p.load_device == device}
     fixed = [critic.model for critic in critics.values() if not hasattr(critic, "patcher") and critic.device == device]
-    weights += sum(comfy.model_management.module_size(model) for model in fixed)
-    reserve = WORKING_SHARE * weights + comfy.model_management.minimum_inference_memory()
-    return weights + reserve <= comfy.model_management.get_total_memory(device)
+    return [*managed.values(), *(comfy.model_management.module_size(model) for model in fixed)]
 
 
 def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress, take_turns: bool) -> Any:

@@ -162,20 +162,67 @@ def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
     assert critic_is_here == [False] * 6 + [True]
 
 
-def test_turns_are_taken_where_the_device_is_too_small(distil, critic, loss_of, demo_models, pack, monkeypatch):
+@pytest.fixture
+def room(pack, monkeypatch):
+    """Makes a device that is no CPU, of so many bytes; the function that decides."""
+    import comfy.model_management as management
+
+    def pretend(size):
+        monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
+        monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
+        monkeypatch.setattr(management, "get_total_memory", lambda _: size)
+
+    return pretend
+
+
+def test_turns_are_taken_where_the_device_is_too_small(critic, demo_models, pack, room):
     import comfy.model_management as management
 
     node = sys.modules[f"{pack.__name__}.nodes.distill"]
-    generator = SimpleNamespace(model=demo_models[0], vae=demo_models[2])
+    generator = SimpleNamespace(model=demo_models[0], vae=demo_models[2], working_memory=lambda batch: 5000 * batch)
     critics = {"default": critic, "demo": demo_models[3]}
-    assert node.fit_together(generator, critics)
-    weights = [p.model_size() for p in (demo_models[0], demo_models[2].patcher, critic.patcher)]
-    weights.append(management.module_size(demo_models[3].model))  # ComfyUI does not move it
-    monkeypatch.setattr(management, "is_device_cpu", lambda _: False)
-    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 1000)
-    for room, fit in ((1.45, True), (1.35, False)):
-        monkeypatch.setattr(management, "get_total_memory", lambda _, room=room: room * sum(weights) + 1000)
-        assert node.fit_together(generator, critics) == fit
+    assert node.fit_together(generator, critics, 1)
+    painters = demo_models[0].model_size() + demo_models[2].patcher.model_size()
+    judges = [critic.patcher.model_size(), management.module_size(demo_models[3].model)]  # ComfyUI doesn't move it
+    for batch in (1, 3):
+        needed = painters + sum(judges) + 0.4 * batch * max(judges) + 5000 * batch + 1000
+        for spare, fits in ((10, True), (-10, False)):
+            room(needed + spare)
+            assert node.fit_together(generator, critics, batch) == fits
+
+
+def test_larger_pictures_and_batches_need_more_room(critic, demo_models, pack, encode, room, monkeypatch):
+    node = sys.modules[f"{pack.__name__}.nodes.distill"]
+    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    model, _, vae, _ = demo_models
+    text, critics = encode("a day sky over the sea"), {"default": critic}
+
+    def fits(side=14, batch=1, cfg=1.0, checkpointing=True):
+        generator = kind(
+            *(model, vae, [text]),
+            latent={"samples": torch.zeros(1, 16, side, side)},
+            negative=text,
+            cfg=cfg,
+            gradient_checkpointing=checkpointing,
+        )
+        return node.fit_together(generator, critics, batch)
+
+    # ComfyUI's formulas for a pass without gradient, of a picture of 14 × 14 latent pixels.
+    area = 14 * 14
+    network, decoder = area * 0.15 * model.model.memory_usage_factor * 2**20, 2178 * area * 64 * 4
+    assert vae.memory_used_decode((1, 16, 14, 14), torch.float32) == decoder
+    weights = model.model_size() + vae.patcher.model_size() + critic.patcher.model_size()
+    room(weights + 0.4 * critic.patcher.model_size() + 3 * network + 2.7 * decoder + 1000 + 10)
+    assert fits()
+    assert not fits(side=16)
+    assert not fits(batch=2)
+    assert not fits(cfg=2.0)
+    assert not fits(checkpointing=False)
+    room(weights + 0.8 * critic.patcher.model_size() + 6 * network + 5.4 * decoder + 1000 + 10)
+    assert fits(batch=2)
+    monkeypatch.setattr(vae, "device", torch.device("meta"))  # elsewhere: it takes nothing here
+    room(weights + 0.4 * critic.patcher.model_size() + 3 * network + 1000 + 10)
+    assert fits()
 
 
 def test_a_contrast_is_asked_too(run, distil, critic, monkeypatch):
