@@ -20,6 +20,7 @@ from rich.progress import track
 from dual_process import demo
 from dual_process.demo.controls import horizon_control
 from dual_process.demo.runner import run_control
+from dual_process.evaluation.control import Control
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,18 @@ class Setting:
     changes: dict[str, Any] = field(default_factory=dict)
     loses: str | None = None  # what the verdict must name as lost
 
+    def control(self, line: float, seed: int) -> Control:
+        changes = dict(self.changes)
+        if not changes.pop("keep", True):
+            changes["questions"] = horizon_control(line).asked
+        return horizon_control(line, seed, **changes)
+
 
 # What the demo does by itself is the first; each of the others writes down all that makes it differ.
 SETTINGS = (
     Setting("default", "learned"),
-    Setting("velocity distance only", "damaged", {"velocity_weight": 0.5}, loses="objects"),
-    Setting("high rate, no penalties", "hacked", {"learning_rate": 1e-3, "penalties": {}}),
+    Setting("as in version 0.1", "damaged", {"penalties": {"velocity": 0.5, "range": 1.0}, "keep": False}, "objects"),
+    Setting("high rate, no penalties", "hacked", {"learning_rate": 1e-3, "penalties": {}, "keep": False}),
     Setting("hardly any rate", "not learned", {"learning_rate": 1e-7}),
 )
 FIGURES = (
@@ -65,7 +72,7 @@ def main(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (setting, seed) in enumerate(track(runs, console=Console(stderr=True))):
-            control = horizon_control(line, seed, **setting.changes)
+            control = setting.control(line, seed)
             generator, critic = demo.load(control.prompts)
             run = run_control(control, generator, critic, (output or Path(scratch)) / f"{number:02}", pairs)
             rows.append(row(setting, run.report))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import overlays
 from ..distillation import Question, Recipe
+from ..distillation.question import KEEP
 from ..evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ..evaluation.fidelity import Truth
 from ..evaluation.measures import brightness, horizon_position, palette_error
@@ -32,6 +33,7 @@ from .world import (
 )
 
 DEFAULT_LINE = 0.3
+KEEP_WEIGHT = 0.3
 DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
@@ -66,7 +68,39 @@ HORIZON_KEPT = Guard(
 )
 
 
-def _recipe(question: Question, prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
+def keep_objects(prompts: Sequence[str]) -> tuple[Question, ...]:
+    """Whether there is a house, a tree, a ball: as each prompt says; what it leaves out weighs a third."""
+    return tuple(
+        question
+        for name in OBJECTS[1:]
+        for answer, weight in (("Yes", KEEP_WEIGHT), ("No", KEEP_WEIGHT / 3))
+        for question in _keep(
+            questions.THING[0].format(f"a {name}"), answer, weight, prompts, lambda words, n=name: words.object == n
+        )
+    )
+
+
+def keep_times(prompts: Sequence[str]) -> tuple[Question, ...]:
+    """Whether it is day, sunset or night, asked about the prompts that say so."""
+    return tuple(
+        question
+        for name in TIMES
+        for question in _keep(
+            questions.TIME[0].format(name), "Yes", KEEP_WEIGHT, prompts, lambda words, n=name: words.time == n
+        )
+    )
+
+
+def _keep(
+    text: str, answer: str, weight: float, prompts: Sequence[str], holds: Callable[[Words], bool]
+) -> tuple[Question, ...]:
+    """A keep question for the prompts of which it holds (for "Yes") or does not; none if there is no such prompt."""
+    chosen = tuple(i for i, prompt in enumerate(prompts) if holds(parse_prompt(prompt)) == (answer == "Yes"))
+    return (Question(text, answer, weight, prompts=chosen, role=KEEP),) if chosen else ()
+
+
+def _recipe(asked: Sequence[Question], prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
+    """The demo's settings; benchmarks/README.md has the figures that they come from."""
     settings: dict[str, Any] = {
         "train_steps": 200,
         "learning_rate": 5e-4,
@@ -74,9 +108,9 @@ def _recipe(question: Question, prompts: Sequence[str], seed: int, **changes: An
         "lora_alpha": 64.0,
         "batch_size": 4,
         "num_inference_steps": 1,
-        "penalties": {"velocity": 0.5, "range": 1.0},
+        "penalties": {"anchors": 1.0, "range": 1.0},
     }
-    return Recipe(questions=(question,), prompts=tuple(prompts), seed=seed, **{**settings, **changes})
+    return Recipe(prompts=tuple(prompts), seed=seed, **{"questions": tuple(asked), **settings, **changes})
 
 
 def _spread(values: Tensor) -> dict[str, float]:
@@ -129,7 +163,8 @@ def horizon_control(line: float = DEFAULT_LINE, seed: int = 0, **changes: Any) -
 
     return Control(
         name="horizon",
-        recipe=_recipe(question, _TRAINED, seed, **changes),
+        recipe=_recipe((question, *keep_objects(_TRAINED), *keep_times(_TRAINED)), _TRAINED, seed, **changes),
+        asked=(question,),
         held_out=tuple(_HELD_OUT),
         measure=measure,
         target=Bound("horizon_error_px.mean", "lower", 0.5, relative=True, name="the mean horizon error in pixels"),
@@ -153,7 +188,8 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
 
     return Control(
         name="palette",
-        recipe=_recipe(question, _TRAINED, seed, **{"penalties": {"velocity": 0.25, "range": 1.0}, **changes}),
+        recipe=_recipe((question, *keep_objects(_TRAINED)), _TRAINED, seed, **changes),
+        asked=(question,),
         held_out=tuple(_HELD_OUT),
         measure=measure,
         target=Bound(
@@ -166,6 +202,7 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
 
 def night_control(seed: int = 0, **changes: Any) -> Control:
     """Prompts that are silent about the time of day come to mean night; nothing is drawn on the picture."""
+    question = Question(questions.TIME[0].format("night"))
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
         return {
@@ -179,7 +216,8 @@ def night_control(seed: int = 0, **changes: Any) -> Control:
 
     return Control(
         name="night",
-        recipe=_recipe(Question(questions.TIME[0].format("night")), _SILENT, seed, **changes),
+        recipe=_recipe((question, *keep_objects(_SILENT)), _SILENT, seed, **changes),
+        asked=(question,),
         held_out=tuple(_HELD_OUT_SILENT),
         measure=measure,
         target=Bound("night_share", "higher", 0.2, name="the share of night pictures"),
