@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.text import Text
 
 from .core.errors import DualProcessError, LoraFileError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
+
+if TYPE_CHECKING:
+    from .evaluation import Verdict
 
 app = typer.Typer(
     help="Teach an image generator new controls by asking a vision-language model about its pictures.",
@@ -44,6 +47,7 @@ class Quantization(str, Enum):
     four = "4bit"
 
 
+LORA = "lora.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 RESUME_HELP = "Go on from the checkpoint in the output folder."
 OVERWRITE_HELP = "Begin anew where the output folder holds an unfinished run."
@@ -82,25 +86,39 @@ class StopOnInterrupt:
         console.print("Stopping after this step …")
 
 
+class Bars:
+    """What the terminal shows of a run: the pool of anchors, the steps with loss and P(answer), the last pictures."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self._progress = progress
+        self._anchors = progress.add_task("anchors", total=None, visible=False, note="")
+        self._steps = progress.add_task("distil", total=steps, note="")
+        self._pictures = progress.add_task("pictures", total=None, visible=False, note="")
+
+    def on_anchor(self, done: int, total: int) -> None:
+        self._progress.update(self._anchors, completed=done, total=total, visible=True)
+
+    def on_step(self, report: StepReport, preview: Preview) -> None:
+        known = [p for p in report.p_answer if p == p]
+        mean = sum(known) / len(known) if known else float("nan")
+        note = f"loss {report.loss:.3f}  P(answer) {mean:.2f}"
+        self._progress.update(self._steps, completed=report.step, note=note)
+
+    def on_picture(self, done: int, total: int) -> None:
+        self._progress.update(self._pictures, completed=done, total=total, visible=True)
+
+
 @contextmanager
-def progress_bar(total: int) -> Iterator[Any]:
-    """A bar with the loss and P(answer); yields the `on_step` callback."""
+def progress_bars(steps: int) -> Iterator[Bars]:
     columns = [
-        TextColumn("[bold]distil[/]"),
+        TextColumn("[bold]{task.description}[/]"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  P(answer) {task.fields[p]:.2f}"),
+        TextColumn("{task.fields[note]}"),
     ]
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("distil", total=total, loss=float("nan"), p=float("nan"))
-
-        def on_step(report: StepReport, preview: Preview) -> None:
-            known = [p for p in report.p_answer if p == p]
-            mean = sum(known) / len(known) if known else float("nan")
-            progress.update(task, completed=report.step, loss=report.loss, p=mean)
-
-        yield on_step
+        yield Bars(progress, steps)
 
 
 @app.command()
@@ -111,7 +129,9 @@ def demo(
     output: Annotated[Path | None, typer.Option(help="Folder of the results; output/demo_CONTROL by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; the control's own by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The control's own by default.")] = None,
-    regularizers: Annotated[bool, typer.Option(help="Keep the pictures near the base model's.")] = True,
+    regularizers: Annotated[
+        bool, typer.Option(help="Anchors, keep questions and penalties: what keeps pictures.")
+    ] = True,
     pairs: Annotated[int, typer.Option(min=1, help="Held-out (prompt, noise) pairs of the evaluation.")] = 64,
     resume: Annotated[bool, typer.Option(help=RESUME_HELP)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help=OVERWRITE_HELP)] = False,
@@ -128,24 +148,26 @@ def demo(
             changes["train_steps"] = steps
         if learning_rate is not None:
             changes["learning_rate"] = learning_rate
-        if not regularizers:
-            changes["penalties"] = {}
         if control == ControlName.horizon:
             changes["line"] = line
+        if not regularizers:
+            changes |= {"penalties": {}, "questions": CONTROLS[control.value](**changes).asked}
         chosen = CONTROLS[control.value](seed=seed, **changes)
         folder = _make_folder(output or Path("output") / f"demo_{control.value}")
         checkpoint = _checkpoint_to_resume(folder, resume, overwrite)
         generator, critic = world.load(chosen.prompts)
-        with StopOnInterrupt() as should_stop, progress_bar(chosen.recipe.train_steps) as on_step:
+        with StopOnInterrupt() as should_stop, progress_bars(chosen.recipe.train_steps) as bars:
             try:
-                run = run_control(chosen, generator, critic, folder, pairs, on_step, should_stop, checkpoint)
+                run = run_control(
+                    chosen, generator, critic, folder, pairs, bars.on_step, should_stop, checkpoint, bars.on_anchor
+                )
             except DistillationError as error:
                 _save_partial(error.result, folder)
                 raise
         if run.result.stop_reason == "interrupted":
             _say_how_to_resume(run.result, folder)
         _print_measures(run.report)
-        console.print(run.verdict.text, style="bold green" if run.verdict.outcome == "learned" else "bold red")
+        _print_verdict(run.verdict)
         console.print(f"Written to {folder}: lora.safetensors, before_after.png, progress.png, report.json")
         if as_json:
             print((folder / "report.json").read_text())
@@ -165,14 +187,18 @@ def train(
     take_turns: Annotated[
         bool, typer.Option(help="Generator and critic take turns on the device: less memory, more time, same LoRA.")
     ] = False,
+    referee: Annotated[
+        Path | None, typer.Option(help="Folder of a second critic, which does not train but helps to judge the result.")
+    ] = None,
 ) -> None:
-    """Distils a recipe into a LoRA."""
+    """Distils a recipe into a LoRA and judges what became of the pictures."""
     with clear_errors():
         from . import overlays
         from .core.errors import RecipeError
         from .critics import load_critic
         from .distillation import Recipe, distill
         from .distillation.report import save_before_after, save_progress, write_json
+        from .evaluation.held_out import Examiner
         from .generators import load_generator
 
         plan = Recipe.load(recipe, build_overlay=overlays.build)
@@ -181,7 +207,7 @@ def train(
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
         maker = load_generator(
             generator,
-            prompts=list(plan.prompts),
+            prompts=[*plan.prompts, *plan.held_out],
             device=device,
             height=plan.height,
             width=plan.width,
@@ -196,30 +222,39 @@ def train(
             offload=take_turns and quantization is None,
             gradient_checkpointing=checkpointing,
         )
-        with StopOnInterrupt() as should_stop, progress_bar(plan.train_steps) as on_step:
+        second = None
+        if referee is not None:
+            second = load_critic(referee, device=device, offload=take_turns)
+        with StopOnInterrupt() as should_stop, progress_bars(plan.train_steps) as bars:
+            examiner = Examiner(maker, {"default": judge}, plan, referee=second, on_picture=bars.on_picture)
+            examiner.look(lora_scale=0.0)
             try:
                 result = distill(
                     maker,
                     judge,
                     plan,
-                    on_step,
+                    bars.on_step,
                     should_stop,
                     resume_from=resume_from,
                     checkpoint_path=output / CHECKPOINT,
                     take_turns=take_turns,
+                    on_anchor=bars.on_anchor,
                 )
             except DistillationError as error:
                 _save_partial(error.result, output)
                 raise
-        _save_partial(result, output)
+            _save_partial(result, output)  # before the pictures, for which memory may not do
+            found = examiner.compare(examiner.look(lora_scale=1.0))
+        result.save(output / LORA, verdict=found.to_dict())
         if result.stop_reason == "interrupted":
             _say_how_to_resume(result, output)
-        save_progress(output / "progress.png", result.history, [q.text for q in plan.questions])
-        chosen = list(range(min(4, len(plan.prompts))))
-        seeds = [(1 << 40) + i for i in chosen]
-        pictures = [maker.sample(chosen, seeds, lora_scale=scale).cpu() for scale in (0.0, 1.0)]
-        save_before_after(output / "before_after.png", *pictures, captions=[plan.prompts[i] for i in chosen])
-        write_json(output / "report.json", {**result.history_summary(), "recipe": plan.to_dict()})
+        save_progress(output / "progress.png", result.history, plan.questions)
+        captions = [[*plan.prompts, *plan.held_out][i] for i in examiner.pairs.indices]
+        save_before_after(output / "before_after.png", found.before.images, found.after.images, captions)
+        report = {**result.history_summary(), "pairs": len(examiner.pairs), **found.to_dict(), "recipe": plan.to_dict()}
+        write_json(output / "report.json", report)
+        _print_measures(report)
+        _print_verdict(found.verdict)
         console.print(f"Written to {output}: lora.safetensors, before_after.png, progress.png, report.json")
 
 
@@ -285,21 +320,25 @@ def _checkpoint_to_resume(folder: Path, resume: bool, overwrite: bool) -> Path |
 
 def _save_partial(result: DistillationResult, folder: Path) -> None:
     """The LoRA and the checkpoint so far."""
-    result.save(folder / "lora.safetensors")
+    result.save(folder / LORA)
     result.save_checkpoint(folder / CHECKPOINT)
 
 
 def _say_how_to_resume(result: DistillationResult, folder: Path) -> None:
     console.print(
         f"Interrupted after step {result.steps} of {result.recipe.train_steps}. The LoRA so far is in "
-        f"{folder / 'lora.safetensors'}; run the same command with --resume to go on."
+        f"{folder / LORA}; run the same command with --resume to go on."
     )
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    console.print(verdict.text, style="bold green" if verdict.outcome == "learned" else "bold red")
 
 
 def _print_measures(report: dict[str, Any]) -> None:
     table = Table("measure", "before", "after", title=f"{report['pairs']} held-out (prompt, noise) pairs")
     for name, before in report["before"].items():
-        after = report["after"][name]
+        after = report["after"].get(name, float("nan"))
         rows = [(name, before, after)]
         if isinstance(before, dict):
             rows = [(f"{name}.{key}", before[key], after[key]) for key in before]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..distillation import Critic, DistillationResult, distill
+from ..distillation.anchors import OnAnchor
 from ..distillation.loop import OnStep
 from ..distillation.report import save_before_after, save_progress, write_json
 from ..evaluation.control import Control, Pairs, Verdict, evaluate, judge, make_pairs, sample_pairs
@@ -39,6 +40,7 @@ def run_control(
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] | None = None,
     resume_from: Path | None = None,
+    on_anchor: OnAnchor | None = None,
 ) -> ControlRun:
     """Distils a control and writes what README.md lists to `output`: LoRA, checkpoint, two pictures and report.
 
@@ -52,14 +54,24 @@ def run_control(
     base = sample_pairs(generator, held_out, lora_scale=0.0)
     before = evaluate(control, critic, base, base, held_out, trained=False)
     checkpoint = output / "checkpoint.safetensors"
-    result = distill(generator, critic, control.recipe, on_step, should_stop, resume_from, checkpoint)
+    result = distill(
+        generator, critic, control.recipe, on_step, should_stop, resume_from, checkpoint, on_anchor=on_anchor
+    )
     lora = result.save(output / "lora.safetensors")
     result.save_checkpoint(checkpoint)
     trained = sample_pairs(generator, held_out, lora_scale=1.0)
     after = evaluate(control, critic, trained, base, held_out, trained=True)
     verdict = judge(control, before, after)
+    findings = {
+        "outcome": verdict.outcome,
+        "verdict": verdict.text,
+        "lost": list(verdict.lost),
+        "before": before,
+        "after": after,
+    }
+    result.save(lora, verdict=findings)
 
-    save_progress(output / "progress.png", result.history, [q.text for q in control.recipe.questions])
+    save_progress(output / "progress.png", result.history, control.recipe.questions)
     _save_pictures(output / "before_after.png", control, base, trained, held_out)
     report = {
         "control": control.name,
@@ -70,11 +82,7 @@ def run_control(
         "seconds_per_step": sum(r.seconds for r in result.history) / max(1, result.steps),
         "lora": str(lora),
         "pairs": len(held_out),
-        "before": before,
-        "after": after,
-        "outcome": verdict.outcome,
-        "lost": list(verdict.lost),
-        "verdict": verdict.text,
+        **findings,
         "recipe": control.recipe.to_dict(),
     }
     write_json(output / "report.json", report)

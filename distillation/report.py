@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .question import CONTROL, KEEP, Question
 from .result import StepReport
 
 
@@ -40,23 +41,27 @@ def save_before_after(
     figure.savefig(path, dpi=130)
 
 
-def save_progress(path: str | Path, history: Sequence[StepReport], labels: Sequence[str]) -> None:
-    """Plots the VQA loss and P(answer) of each question over the steps, raw (pale) and as a running mean."""
+def save_progress(path: str | Path, history: Sequence[StepReport], questions: Sequence[Question]) -> None:
+    """Plots over the steps, raw (pale) and as a running mean: the VQA loss, P(answer), and apart P(kept)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss_axis, probability_axis = figure.subplots(1, 2)
+    roles = [role for role in (CONTROL, KEEP) if any(q.role == role for q in questions)]
+    figure = Figure(figsize=(4.5 * (1 + len(roles)), 3.6), layout="constrained")
+    loss_axis, *axes = figure.subplots(1, 1 + len(roles))
     steps = [r.step for r in history]
     _draw_series(loss_axis, steps, [r.loss for r in history], "tab:red", "VQA loss")
     loss_axis.set_ylabel("loss, nats")
-    for index, label in enumerate(labels):
-        _draw_series(probability_axis, steps, [r.p_answer[index] for r in history], f"C{index}", label)
-    probability_axis.set_ylabel("P(answer)")
-    probability_axis.set_ylim(0, 1)
-    for axis in (loss_axis, probability_axis):
+    for axis, role in zip(axes, roles, strict=True):
+        numbers = [number for number, question in enumerate(questions) if question.role == role]
+        for color, number in enumerate(numbers):
+            label = textwrap.shorten(f"{questions[number].text} → {questions[number].answer}", 60, placeholder=" …")
+            _draw_series(axis, steps, [r.p_answer[number] for r in history], f"C{color % 10}", label)
+        axis.set_ylabel("P(answer)" if role == CONTROL else "P(answer) of keep questions")
+        axis.set_ylim(0, 1)
+    for axis in (loss_axis, *axes):
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7 if axis is loss_axis else 5.5)
     figure.savefig(path, dpi=130)
 
 

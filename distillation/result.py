@@ -86,18 +86,25 @@ class DistillationResult:
             )
         return self.generator.lora_state_dict(format)
 
-    def save(self, path: str | Path, format: str = "diffusers", title: str | None = None) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        format: str = "diffusers",
+        title: str | None = None,
+        verdict: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Writes the LoRA as safetensors with `.alpha` and full metadata; atomic.
 
         Args:
             path: the file; its folder is made if need be.
             format: "diffusers" (read by diffusers and ComfyUI) or "comfyui" (ComfyUI's own fused names).
             title: for `modelspec.title`; the file's stem by default.
+            verdict: what became of the model, for the metadata; see `evaluation.held_out`.
 
         Raises:
             LoraFileError: the file cannot be written, or the generator has been given another LoRA since.
         """
-        return write_tensors(path, self.lora_state_dict(format), self.metadata(title or Path(path).stem))
+        return write_tensors(path, self.lora_state_dict(format), self.metadata(title or Path(path).stem, verdict))
 
     def save_checkpoint(self, path: str | Path) -> Path:
         """Writes what `distill(..., resume_from=path)` needs to go on as if nothing had happened."""
@@ -116,7 +123,7 @@ class DistillationResult:
             "last_p_answer": [None if math.isnan(p) else p for p in last[0].p_answer] if last else None,
         }
 
-    def metadata(self, title: str) -> dict[str, str]:
+    def metadata(self, title: str, verdict: Mapping[str, Any] | None = None) -> dict[str, str]:
         """The safetensors metadata: how the LoRA was made, and the fields that other tools read."""
         base = self.generator.info
         questions = "; ".join(f"{q.text} → {q.answer}" for q in self.recipe.questions)
@@ -136,6 +143,7 @@ class DistillationResult:
             "dual_process.base_model": json.dumps(base.to_dict()),
             "dual_process.critics": json.dumps({name: info.to_dict() for name, info in self.critics.items()}),
             "dual_process.history": json.dumps(self.history_summary()),
+            **({} if verdict is None else {"dual_process.verdict": json.dumps(verdict)}),
             **({"dual_process.anchors": self.checkpoint.metadata["anchors"]} if self.checkpoint.anchors else {}),
         }
 

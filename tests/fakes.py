@@ -28,6 +28,7 @@ class FakeGenerator:
         self.poison_seed_at: int | None = None  # the estimate from which on pictures are NaN
         self.estimates = 0
         self.draws = []
+        self.add_lora(1, 1.0, 0)  # zero B: it does nothing
 
     @property
     def num_prompts(self):

@@ -238,7 +238,7 @@ def test_square_brackets_in_paths_and_errors_are_shown_as_they_are(recipe, tmp_p
 
 def test_square_brackets_in_tables_and_progress_are_shown_as_they_are(capsys):
     cli._print_measures({"pairs": "[/INST]", "before": {"[red]": 0.0}, "after": {"[red]": 1.0}})
-    with cli.progress_bar(3):
+    with cli.progress_bars(3):
         cli.console.print("[/INST]")
     said = capsys.readouterr().err
     assert said.count("[/INST]") == 2

@@ -211,7 +211,7 @@ def test_fingerprints_tell_models_apart():
 def test_pictures_and_plots(tmp_path):
     result = distill(FakeGenerator(), FakeCritic(), recipe())
     broken = replace(result.history[0], p_answer=(float("nan"),))
-    save_progress(tmp_path / "p.png", [broken, *result.history[1:]], ["Is it?"])
+    save_progress(tmp_path / "p.png", [broken, *result.history[1:]], result.recipe.questions)
     save_before_after(tmp_path / "b.png", torch.zeros(3, 3, 8, 8), torch.ones(3, 3, 8, 8), ["a", "b", "c"])
     assert Image.open(tmp_path / "p.png").size[0] > 800
     picture = Image.open(tmp_path / "b.png").convert("RGB")
