@@ -83,7 +83,7 @@ def ask_about(
     Returns:
         The picture with the first question's overlay, and for each question P(wanted answer) and the reply.
     """
-    from ..distillation.loss import group_questions
+    from ..distillation.asking import group_questions
 
     seen, probabilities, replies = [], [0.0] * len(asked), [""] * len(asked)
     for _, overlay, members in group_questions(asked):
