@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import GeneratorError
 from ..core.protocols import Critic, Generator
 from ..distillation import Question, Recipe
 from ..distillation.asking import Samples, answers_before, score
@@ -111,8 +112,7 @@ class Examiner:
             lora_scale: 0 for the base model, 1 for the trained one.
         """
         images = self._pictures(lora_scale, len(self.pairs))
-        height, width = (_other(side) for side in images.shape[-2:])
-        other = self._pictures(lora_scale, min(OTHER_SIZE_PICTURES, len(self.pairs)), height=height, width=width)
+        other = self._other_size(lora_scale, images)
         base = images if self._base is None else self._base.images
         look = Look(images, other, {**self._answers(images, base, other), **_texture(images, other, self.pairs)})
         if self._base is None:
@@ -134,6 +134,14 @@ class Examiner:
             if self._on_picture is not None:
                 self._on_picture(len(made), count)
         return torch.cat(made)
+
+    def _other_size(self, lora_scale: float, images: Tensor) -> Tensor:
+        """A few of the pictures at another size; none where the generator has no such size."""
+        height, width = (_other(side) for side in images.shape[-2:])
+        try:
+            return self._pictures(lora_scale, min(OTHER_SIZE_PICTURES, len(images)), height=height, width=width)
+        except GeneratorError:
+            return images[:0]
 
     def _answers(self, images: Tensor, base: Tensor, other: Tensor) -> dict[str, float]:
         """Mean probabilities by critics; what nobody can be asked is left out."""
@@ -162,7 +170,7 @@ class Examiner:
         self, critics: Mapping[str, Critic], images: Tensor, base: Tensor, questions: Sequence[Question]
     ) -> float:
         """Mean P(wanted answer) over pictures and questions, NaN if there are none; one picture at a time."""
-        if not questions:
+        if not questions or len(images) == 0:
             return float("nan")
         rows = []
         for number, picture in enumerate(images):
@@ -190,7 +198,7 @@ def _texture(images: Tensor, other: Tensor, pairs: HeldOut) -> dict[str, float]:
         "colorfulness": float((images.amax(dim=1) - images.amin(dim=1)).mean()),
         "clipped_share": float(((images <= 0.01) | (images >= 0.99)).float().mean()),
         "high_frequency": float(high_frequency_energy(images).mean()),
-        "high_frequency_other_size": float(high_frequency_energy(other).mean()),
+        "high_frequency_other_size": float(high_frequency_energy(other).mean()) if len(other) else float("nan"),
         "diversity": diversity,
     }
     return {name: value for name, value in found.items() if value == value}

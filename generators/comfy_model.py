@@ -220,23 +220,26 @@ class ComfyGenerator:
                 raise StopRequested from error
 
     @contextmanager
-    def _prepared(self, grad: bool) -> Iterator[Denoiser]:
+    def _prepared(self, grad: bool, shape: tuple[int, ...] | None = None) -> Iterator[Denoiser]:
+        shape = shape or self._shape
         if self._denoiser is not None:  # sampling amid training
-            yield self._denoiser
+            yield self._denoiser if shape == self._shape else self._denoiser_for(shape)
             return
         with ExitStack() as stack:
-            stack.enter_context(loaded(self.model, self.vae, self.loaded_with, self._all_conditionings, self._shape))
+            stack.enter_context(loaded(self.model, self.vae, self.loaded_with, self._all_conditionings, shape))
             stack.enter_context(leave_inference_mode(grad))
             stack.enter_context(trainable_through([self.model.model, self.vae.first_stage_model]))
             stack.enter_context(differentiable(self._network, self._checkpointing))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())
-            denoiser = Denoiser(self.model, self._conditionings, self._negative, self._cfg, self._shape, self._sigmas)
-            self._denoiser = denoiser
+            denoiser = self._denoiser = self._denoiser_for(shape)
             try:
                 yield denoiser
             finally:
                 self._denoiser = None
+
+    def _denoiser_for(self, shape: tuple[int, ...]) -> Denoiser:
+        return Denoiser(self.model, self._conditionings, self._negative, self._cfg, shape, self._sigmas)
 
     # Its pictures
 
@@ -277,13 +280,13 @@ class ComfyGenerator:
 
     def _start(self, denoiser: Denoiser, draw: Draw) -> tuple[Tensor, Tensor]:
         """Where the step with gradient is made: latents [B, C, h, w] and their noise levels [B]."""
-        x = denoiser.start(self._noise(draw.noise_seeds), float(self._sigmas[0]))
+        x = denoiser.start(self._noise(draw.noise_seeds, self._shape), float(self._sigmas[0]))
         if draw.renoise_times is None:
             x = self._roll_out(denoiser, x, draw.sampler_steps, draw.prompt_indices)
             return x, self._sigmas[list(draw.sampler_steps)].to(x)
         clean = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), draw.prompt_indices)
         sigma = torch.tensor([denoiser.sigma_at(time) for time in draw.renoise_times]).to(x)
-        return denoiser.renoise(clean, self._noise(draw.renoise_seeds or ()), sigma), sigma
+        return denoiser.renoise(clean, self._noise(draw.renoise_seeds or (), self._shape), sigma), sigma
 
     def _roll_out(self, denoiser: Denoiser, x: Tensor, steps: Sequence[int], prompts: Sequence[int]) -> Tensor:
         """Makes the first `steps[b]` Euler steps of sample b (Karras et al. 2022, algorithm 2, without churn)."""
@@ -312,22 +315,22 @@ class ComfyGenerator:
             num_inference_steps: None, or the generator's own number: the noise levels are fixed.
             lora_scale: strength of our LoRA; 1 is the model as trained, 0 exactly the user's model.
 
-            sampling: empty, since size, steps and guidance come with the parts.
+            sampling: another height and width in pixels than the LATENT's; steps and guidance come with the parts.
 
         Raises:
             GeneratorError: an index or a number of steps does not fit.
         """
-        self._check_sampling(sampling)
+        shape = self._shape_of(sampling)
         self._check_batch(
             prompt_indices, seeds, sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         )
-        with self._prepared(grad=False) as denoiser, torch.no_grad(), self._scaled(lora_scale):
-            x = denoiser.start(self._noise(seeds), float(self._sigmas[0]))
+        with self._prepared(grad=False, shape=shape) as denoiser, torch.no_grad(), self._scaled(lora_scale):
+            x = denoiser.start(self._noise(seeds, shape), float(self._sigmas[0]))
             x = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), prompt_indices)
             return self._decode(denoiser.finish(x, float(self._sigmas[-1]))).clamp(0, 1)
 
-    def _noise(self, seeds: Sequence[int]) -> Tensor:
-        _, channels, *frames, height, width = self._shape
+    def _noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+        _, channels, *frames, height, width = shape
         noise = draw_noise(seeds, channels, height, width).to(self.model.load_device)
         return noise.unsqueeze(2) if frames else noise
 
@@ -358,15 +361,30 @@ class ComfyGenerator:
             )
 
     @staticmethod
-    def _check_sampling(sampling: Sampling) -> None:
+    def _check_guidance(sampling: Sampling) -> None:
         if sampling.guidance is not None:
             raise GeneratorError("In ComfyUI guidance comes with the CONDITIONING: use a FluxGuidance node, or cfg.")
-        if sampling.height is not None or sampling.width is not None:
-            raise GeneratorError("In ComfyUI the image size comes with the LATENT: choose it there.")
+
+    def _shape_of(self, sampling: Sampling) -> tuple[int, ...]:
+        """The shape of one latent of this size in pixels."""
+        self._check_guidance(sampling)
+        factor = int(self.vae.spacial_compression_decode())
+        sides = [
+            side if pixels is None else pixels / factor
+            for side, pixels in zip(self._shape[-2:], (sampling.height, sampling.width), strict=True)
+        ]
+        if any(side < 1 or side != int(side) for side in sides):
+            raise GeneratorError(
+                f"Expected an image size in multiples of {factor} pixels, got {sampling.width} × {sampling.height} "
+                "(width × height)."
+            )
+        return (*self._shape[:-2], *map(int, sides))
 
     def _check_draw(self, draw: Draw) -> None:
         self._check_batch(draw.prompt_indices, draw.noise_seeds, draw.sampling.num_inference_steps)
-        self._check_sampling(draw.sampling)
+        self._check_guidance(draw.sampling)
+        if draw.sampling.height is not None or draw.sampling.width is not None:
+            raise GeneratorError("In ComfyUI the image size comes with the LATENT: choose it there.")
         size = len(draw.prompt_indices)
         if draw.renoise_times is not None:
             if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:

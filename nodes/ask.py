@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -56,7 +57,8 @@ class AskVLMCritic(io.ComfyNode):
 
     @classmethod
     def execute(cls, critic: Any, image: Tensor, questions: dict[str, Any], max_new_tokens: int) -> io.NodeOutput:
-        asked = [q for q in questions.values() if q is not None]
+        given = [q for q in questions.values() if q is not None]
+        asked = [replace(q, answer=q.choices[0]) if q.is_as_before else q for q in given]
         bar = comfy.utils.ProgressBar(len(image), node_id=cls.hidden.unique_id)
         lines, p_answer, seen = [], [], []
         with outside_inference_mode():

@@ -19,7 +19,7 @@ from .lora_model import COMFYUI, TrainedLora, free_path, save_lora
 from .progress import Progress
 from .questions import field_help
 from .saving import workflow_metadata
-from .types import CATEGORY, Loss, VqaTerms, outside_inference_mode, to_comfy
+from .types import CATEGORY, Critic, Loss, VqaTerms, outside_inference_mode, to_comfy
 
 MAX_PROMPTS = 32
 AUTO, BOTH, TURNS = "auto", "keep both loaded", "take turns"
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class DistillLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..distillation import Recipe
+        from ..distillation import Anchors, Recipe
         from ..distillation.penalties import PENALTIES
 
         def help_of(name: str) -> str:
@@ -191,6 +191,31 @@ class DistillLoRA(io.ComfyNode):
                     tooltip="Whether the model and the critics are on the device together, or take turns there, which "
                     "needs less memory and more time for the same LoRA. auto: turns where they do not fit.",
                 ),
+                io.Float.Input(
+                    "anchor_weight",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"{penalty_help('anchors')} 1 keeps pictures well; leave velocity_weight at 0 then. A step "
+                    "takes about half as long again.",
+                ),
+                io.Int.Input(
+                    "anchor_pool",
+                    default=Anchors().pool,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"{field_help(Anchors, 'pool')} Made before training, where anchor_weight is above 0.",
+                ),
+                Critic.Input(
+                    "referee",
+                    optional=True,
+                    tooltip="A second critic, which does not train but helps to judge whether the first was fooled.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -199,6 +224,10 @@ class DistillLoRA(io.ComfyNode):
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step in nats, for Plot Loss Graph."),
                 io.Image.Output(display_name="before", tooltip="A picture of each prompt without the LoRA."),
                 io.Image.Output(display_name="after", tooltip="The same prompts and noise with the LoRA."),
+                io.String.Output(
+                    display_name="verdict",
+                    tooltip="What became of the pictures: learned, damaged (what was lost), hacked, or not learned.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -218,8 +247,10 @@ class DistillLoRA(io.ComfyNode):
         negative: Any = None,
         sigmas: Tensor | None = None,
         memory: str = AUTO,
+        referee: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
+        from ..evaluation.held_out import Examiner
         from ..generators.comfy_model import ComfyGenerator
 
         prompts = [c for c in conditionings.values() if c is not None]
@@ -239,36 +270,42 @@ class DistillLoRA(io.ComfyNode):
             )
             take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics, recipe.batch_size))
             generator.loaded_with = None if take_turns else patchers(critics)
-            seeds = [(recipe.seed + index) % 2**64 for index in range(len(prompts))]
-            before = sample_all(generator, seeds, 0.0)
-            result = train(generator, critics, recipe, Progress(recipe, cls.hidden.unique_id), take_turns)
+            progress = Progress(recipe, cls.hidden.unique_id)
+            pairs = held_out(recipe.seed, len(prompts))
+            examiner = Examiner(generator, critics, recipe, pairs, referee, progress.on_picture)
+            before = examiner.look(0.0).images[: len(prompts)]
+            result = train(generator, critics, recipe, progress, take_turns)
             with kept_if_it_fails(result):
-                after = sample_all(generator, seeds, 1.0)
-                lora = TrainedLora.of(result, workflow_metadata(cls.hidden))
+                found = examiner.compare(examiner.look(1.0))
+                lora = TrainedLora.of(result, workflow_metadata(cls.hidden), found.to_dict())
         losses = {"loss": [report.loss for report in result.history]}
-        return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after))
+        after = found.after.images[: len(prompts)]
+        return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after), found.verdict.text)
 
 
 def make_recipe(loss: VqaTerms, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """The critics by name, and the recipe that asks each its own questions."""
-    from ..distillation import Recipe
+    from ..distillation import Anchors, Recipe
 
-    critics, questions = {}, []
+    critics, questions, settings = {}, [], dict(settings)
     for number, (critic, asked) in enumerate(loss.terms, start=1):
         name = "default" if number == 1 else f"critic {number}"
         critics[name] = critic
         questions += [replace(question, critic=name) for question in asked]
     if settings["stop_probability"] >= 1:
         settings = {**settings, "stop_probability": None}
-    return critics, Recipe(questions=tuple(questions), **settings)
+    weights = {"velocity": "velocity_weight", "range": "range_weight", "anchors": "anchor_weight"}
+    penalties = {name: settings.pop(widget, 0.0) for name, widget in weights.items()}
+    anchors = Anchors(pool=settings.pop("anchor_pool", Anchors().pool))
+    return critics, Recipe(questions=tuple(questions), penalties=penalties, anchors=anchors, **settings)
 
 
-def sample_all(generator: Any, seeds: list[int], lora_scale: float) -> Tensor:
-    """A picture of every prompt, [P, 3, H, W], on the CPU; one at a time, to need no more than a training step."""
-    import torch
+def held_out(seed: int, num_prompts: int) -> Any:
+    """A picture of every prompt, and a second one of the first few, to see whether seeds still differ."""
+    from ..evaluation.held_out import PROMPTS, HeldOut
 
-    pictures = (generator.sample([index], [seed], lora_scale=lora_scale) for index, seed in enumerate(seeds))
-    return torch.cat([picture.cpu() for picture in pictures])
+    indices = [*range(num_prompts), *range(min(PROMPTS, num_prompts))]
+    return HeldOut(tuple(indices), tuple((seed + number) % 2**64 for number in range(len(indices))))
 
 
 def patchers(critics: dict[str, Any]) -> list[Any]:
@@ -307,7 +344,15 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
     from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
 
     try:
-        result = distill(generator, critics, recipe, progress, progress.is_cancelled, take_turns=take_turns)
+        result = distill(
+            generator,
+            critics,
+            recipe,
+            progress,
+            progress.is_cancelled,
+            take_turns=take_turns,
+            on_anchor=progress.on_anchor,
+        )
     except DistillationDiverged as error:
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
     except DistillationFailed as error:

@@ -27,15 +27,17 @@ class TrainedLora(dict[str, Tensor]):
         self.metadata = metadata
 
     @classmethod
-    def of(cls, result: Any, workflow: dict[str, str]) -> TrainedLora:
-        """The LoRA of a `DistillationResult`; `workflow` is added to its metadata."""
+    def of(cls, result: Any, workflow: dict[str, str], verdict: dict[str, Any] | None = None) -> TrainedLora:
+        """The LoRA of a `DistillationResult`; `workflow` and `verdict` are added to its metadata."""
         from ..distillation import GeneratorError
 
         try:
             diffusers = result.lora_state_dict(DIFFUSERS)
         except GeneratorError:
             diffusers = None
-        return cls(result.lora_state_dict(COMFYUI), diffusers, {**result.metadata("Dual-process LoRA"), **workflow})
+        return cls(
+            result.lora_state_dict(COMFYUI), diffusers, {**result.metadata("Dual-process LoRA", verdict), **workflow}
+        )
 
 
 def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str, str] | None = None) -> Path:

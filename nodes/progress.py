@@ -16,6 +16,7 @@ class Progress:
     """Called after every step; remembers a cancel that ComfyUI reports only once."""
 
     def __init__(self, recipe: Any, node_id: str | None) -> None:
+        self._questions = recipe.questions
         self._overlay = recipe.questions[0].overlay
         self._bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)
         self._node_id = node_id
@@ -29,11 +30,29 @@ class Progress:
         picture = preview.image[:1].float().cpu()
         if self._overlay is not None:
             picture = self._overlay.apply(picture)
+        self._show(report.step, report.train_steps, ("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
+        text = f"step {report.step} / {report.train_steps}   loss {report.loss:.3f}"
+        for role, name in (("control", "P(answer)"), ("keep", "P(kept)")):
+            of_role = [p for p, q in zip(report.p_answer, self._questions, strict=True) if q.role == role]
+            if known := [f"{p:.3f}" for p in of_role if p == p]:  # nan: not asked in this step
+                text += f"   {name} {', '.join(known)}"
+        self._say(text)
+
+    def on_anchor(self, done: int, total: int) -> None:
+        """While the pool of anchors is made."""
+        self._show(done, total)
+        self._say(f"looking for anchors: picture {done} / {total}")
+
+    def on_picture(self, done: int, total: int) -> None:
+        """While pictures before and after training are made."""
+        self._say(f"picture {done} / {total}")
+
+    def _show(self, done: int, total: int, preview: Any = None) -> None:
         try:
-            self._bar.update_absolute(report.step, preview=("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
+            self._bar.update_absolute(done, total, preview)
         except comfy.model_management.InterruptProcessingException:
             self._cancelled = True
-        probabilities = ", ".join(f"{p:.3f}" for p in report.p_answer)
-        text = f"step {report.step} / {report.train_steps}   loss {report.loss:.3f}   P(answer) {probabilities}"
+
+    def _say(self, text: str) -> None:
         if self._node_id is not None and getattr(PromptServer, "instance", None) is not None:
             PromptServer.instance.send_progress_text(text, self._node_id)

@@ -26,6 +26,34 @@ def question_slots() -> io.Autogrow.TemplatePrefix:
     )
 
 
+def prompts_input() -> io.String.Input:
+    return io.String.Input(
+        "prompts",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip="Which training prompts the question is for, by their place in Distill LoRA counted from 1, such as "
+        "1, 3-5. Empty: all.",
+    )
+
+
+def prompt_numbers(text: str) -> tuple[int, ...] | None:
+    """Indices from 0 of "1, 3-5", None for an empty text.
+
+    Raises:
+        RecipeError: the text is no such list.
+    """
+    from ..distillation import RecipeError
+
+    numbers: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, _, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (last and not last.isdecimal()) or not 0 < int(first) <= int(last or first):
+            raise RecipeError(f"Expected prompts as numbers counted from 1, such as '1, 3-5', got {text!r}.")
+        numbers += range(int(first) - 1, int(last or first))
+    return tuple(dict.fromkeys(numbers)) or None
+
+
 class VLMQuestion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -61,18 +89,64 @@ class VLMQuestion(io.ComfyNode):
                     advanced=True,
                     tooltip=f"{field_help(Asked, 'contrast')} For questions other than Yes/No. Empty: none.",
                 ),
+                prompts_input(),
             ],
             outputs=[Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic.")],
         )
 
     @classmethod
     def execute(
-        cls, question: str, answer: str, weight: float, overlay: Any = None, contrast: str = ""
+        cls, question: str, answer: str, weight: float, overlay: Any = None, contrast: str = "", prompts: str = ""
     ) -> io.NodeOutput:
         from ..distillation import Question as Asked
 
-        other = contrast.strip() or None
-        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, contrast=other))
+        other, chosen = contrast.strip() or None, prompt_numbers(prompts)
+        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, prompts=chosen, contrast=other))
+
+
+class KeepQuestion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from ..distillation import Question as Asked
+        from ..distillation.question import AS_BEFORE
+
+        return io.Schema(
+            node_id="DualProcessKeepQuestion",
+            display_name="Keep Question",
+            category=CATEGORY,
+            description="A question about what must stay while the control is learnt, shown apart from others. With "
+            "the answer 'as before' the critic's own answer about the untrained model's picture is kept.",
+            search_aliases=["preserve", "guard", "regularization"],
+            inputs=[
+                io.String.Input(
+                    "question",
+                    multiline=True,
+                    default="Is there a tree in the image?",
+                    tooltip="The question, as the critic reads it. Ask for what the prompts promise.",
+                ),
+                io.String.Input("answer", default=AS_BEFORE, tooltip=field_help(Asked, "answer")),
+                io.Float.Input(
+                    "weight",
+                    default=0.3,
+                    min=0.01,
+                    max=100.0,
+                    step=0.05,
+                    tooltip=f"{field_help(Asked, 'weight')} 0.3 keeps things beside a control of weight 1.",
+                ),
+                Overlay.Input("overlay", optional=True, tooltip=field_help(Asked, "overlay")),
+                prompts_input(),
+            ],
+            outputs=[Question.Output(display_name="question", tooltip="For VQA Loss, beside the control's question.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, question: str, answer: str, weight: float, overlay: Any = None, prompts: str = ""
+    ) -> io.NodeOutput:
+        from ..distillation import Question as Asked
+
+        chosen = prompt_numbers(prompts)
+        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, prompts=chosen, role="keep"))
 
 
 class VQALoss(io.ComfyNode):
@@ -101,4 +175,4 @@ class VQALoss(io.ComfyNode):
         return io.NodeOutput(VqaTerms((*(loss.terms if loss else ()), (critic, asked))))
 
 
-NODES = [VLMQuestion, VQALoss]
+NODES = [VLMQuestion, KeepQuestion, VQALoss]

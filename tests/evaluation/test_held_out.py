@@ -85,7 +85,7 @@ def test_measures_by_hand():
     )
     look = examiner.look(0.0)
     images = generator.sample([0, 1, 1], [5, 6, 7], lora_scale=0.0)
-    assert torch.equal(look.images, images)
+    torch.testing.assert_close(look.images, images)
 
     def p(text, rows):
         return F.logsigmoid(images[rows].flatten(1) @ FakeCritic.direction(text)).exp()

@@ -209,9 +209,9 @@ def test_cancel_during_the_last_step_keeps_the_lora(distil, monkeypatch, kept_st
 def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pack, kept_steps):
     import comfy.model_management
 
-    node = sys.modules[f"{pack.__name__}.nodes.distill"]
-    sample_all = node.sample_all
-    monkeypatch.setattr(node, "sample_all", lambda *args: cancel_now() if args[2] else sample_all(*args))
+    kind = sys.modules[f"{pack.__name__}.evaluation.held_out"].Examiner
+    look = kind.look
+    monkeypatch.setattr(kind, "look", lambda self, scale: cancel_now() if scale else look(self, scale))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         distil()
     assert kept_steps() == 3
@@ -223,10 +223,10 @@ def test_memory_full_during_the_last_pictures_keeps_the_lora(
     kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
     sample = kind.sample
 
-    def full(self, indices, seeds, lora_scale):
+    def full(self, indices, seeds, lora_scale, sampling):
         if lora_scale == 1 and indices == [1]:
             raise torch.OutOfMemoryError("no room")
-        return sample(self, indices, seeds, lora_scale=lora_scale)
+        return sample(self, indices, seeds, lora_scale=lora_scale, sampling=sampling)
 
     monkeypatch.setattr(kind, "sample", full)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
@@ -251,16 +251,41 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_lora(distil, monkeypatch
     assert any("header is too large" in record.getMessage() for record in caplog.records)
 
 
-def test_pictures_wait_in_main_memory(pack):
-    """Of up to 32 prompts, before and after training: on the device they would lie there all the time."""
+def test_a_verdict_names_what_became_of_the_pictures(distil, run, comfy):
+    import folder_paths
 
-    class Picture:
-        def cpu(self):
-            return torch.ones(1, 3, 2, 2)
+    lora, _, before, after, verdict = distil(train_steps=3)
+    assert before.shape == after.shape == (2, 112, 112, 3)
+    assert verdict.startswith(("NOT LEARNED", "LEARNED", "HACKED"))
+    written = json.loads(lora.metadata["dual_process.verdict"])
+    assert written["verdict"] == verdict
+    assert {*written} == {"outcome", "verdict", "lost", "before", "after"}
+    assert {"p_answer", "p_answer_other_size", "high_frequency", "diversity"} <= {*written["after"]}
+    name = run("SaveDistilledLoRA", lora=lora, name="verdict", format="diffusers")[0]
+    with safe_open(folder_paths.get_full_path("loras", name), framework="pt") as file:
+        assert json.loads(file.metadata()["dual_process.verdict"]) == written
 
-    generator = SimpleNamespace(sample=lambda *_, **__: Picture())
-    sample_all = sys.modules[f"{pack.__name__}.nodes.distill"].sample_all
-    assert torch.equal(sample_all(generator, [1, 2], 0.0), torch.ones(2, 3, 2, 2))
+
+def test_anchors_and_keep_questions_train(distil, run, demo_models, loss):
+    keep = run("KeepQuestion", question="Is it night?", answer="as before", weight=0.3, prompts="1, 2")[0]
+    assert (keep.role, keep.prompts) == ("keep", (0, 1))
+    both = run("VQALoss", critic=demo_models[3], questions={"question0": keep}, loss=loss)[0]
+    lora = distil(loss=both, anchor_weight=1.0, anchor_pool=6)[0]
+    recipe = json.loads(lora.metadata["dual_process.recipe"])
+    assert recipe["penalties"]["anchors"] == 1.0
+    assert [q["role"] for q in recipe["questions"]] == ["control", "keep"]
+    assert 1 <= len(json.loads(lora.metadata["dual_process.anchors"])) <= 6
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("", None), ("2", (1,)), ("1, 3-5,3", (0, 2, 3, 4))])
+def test_prompt_numbers(pack, text, numbers):
+    assert sys.modules[f"{pack.__name__}.nodes.questions"].prompt_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["0", "a", "3-1", "-2", "1;2"])
+def test_other_prompt_numbers_are_refused(pack, text):
+    with pytest.raises(Exception, match="numbers counted from 1"):
+        sys.modules[f"{pack.__name__}.nodes.questions"].prompt_numbers(text)
 
 
 def test_a_run_that_goes_astray_keeps_the_last_good_lora(distil, monkeypatch, pack, weights_stay):

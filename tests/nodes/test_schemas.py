@@ -18,7 +18,8 @@ INPUTS = {
     "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download"],
     "LoadDemoModels": [],
     "CriticFromCLIP": ["clip", "max_size"],
-    "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast"],
+    "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast", "prompts"],
+    "KeepQuestion": ["question", "answer", "weight", "overlay", "prompts"],
     "VQALoss": ["critic", "questions", "loss"],
     "HorizonOverlay": ["position", "color", "thickness", "overlay"],
     "PaletteOverlay": ["colors", "height", "overlay"],
@@ -29,7 +30,7 @@ INPUTS = {
         *("model", "vae", "conditionings", "latent", "loss", "negative", "sigmas", "train_steps", "learning_rate"),
         *("seed", "batch_size", "steps", "scheduler", "cfg", "rank", "lora_alpha", "lr_schedule"),
         *("gradient_accumulation", "velocity_weight", "range_weight", "max_grad_norm", "stop_probability"),
-        *("timesteps", "gradient_checkpointing", "memory"),
+        *("timesteps", "gradient_checkpointing", "memory", "anchor_weight", "anchor_pool", "referee"),
     ],
     "SaveDistilledLoRA": ["lora", "name", "format"],
 }
