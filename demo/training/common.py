@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from ...core.tensor_file import pack_optimizer, read_tensors, unpack_optimizer, write_tensors
+from ...core.tensor_file import read_tensors, write_tensors
+from ...distillation.checkpoint import pack_optimizer, unpack_optimizer
 
 
 @dataclass(frozen=True)
