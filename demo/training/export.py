@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from .generator import TextToVelocity
 
 
 def export(folder: Path, vae: AutoencoderTiny, generator: TextToVelocity, critic: CriticWithHeads) -> None:
-    """Writes `pipeline/` and `critic/` below `folder`, weights in float16."""
+    """Writes `pipeline/` and `critic/` below `folder`, weights in float16; the pipeline loads in float32."""
 
     def half(model: torch.nn.Module) -> torch.nn.Module:
         return copy.deepcopy(model).to(torch.float16)
@@ -29,5 +30,13 @@ def export(folder: Path, vae: AutoencoderTiny, generator: TextToVelocity, critic
         transformer=half(generator.transformer),
     )
     pipeline.save_pretrained(folder / "pipeline")
+    for encoder in ("text_encoder", "text_encoder_2"):
+        _load_in_float32(folder / "pipeline" / encoder / "config.json")
     half(critic.model).save_pretrained(folder / "critic")
     critic.processor.save_pretrained(folder / "critic")
+
+
+def _load_in_float32(config: Path) -> None:
+    """Unless told otherwise, transformers loads in the dtype that is named here, and diffusers always in float32."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**settings, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")

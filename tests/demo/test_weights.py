@@ -13,6 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from dual_process import overlays
 from dual_process.demo import WEIGHTS, questions, world
 from dual_process.demo.controls import horizon_control
+from dual_process.demo.models import build_processor, build_vae
+from dual_process.demo.tokenizer import critic_tokenizer, prompt_tokenizer
+from dual_process.demo.training.critic import CriticWithHeads
+from dual_process.demo.training.export import export
+from dual_process.demo.training.generator import TextToVelocity
 from dual_process.distillation import Question
 from dual_process.evaluation import make_pairs, sample_pairs
 from dual_process.evaluation.measures import horizon_position, psnr
@@ -63,6 +68,48 @@ def test_the_plain_pipeline_paints_the_scene_that_the_noise_names():
     off = (horizon_position(images) - truth.horizon).abs() * 112
     assert off.median() < 1.0
     assert psnr(images, world.render(truth)).mean() > 24
+
+
+def dtypes(pipeline):
+    parts = ("text_encoder", "text_encoder_2", "transformer", "vae")
+    return {tensor.dtype for part in parts for tensor in getattr(pipeline, part).state_dict().values()}
+
+
+def test_the_plain_pipeline_is_right_by_its_defaults(models):
+    generator, _ = models
+    pipeline = FluxPipeline.from_pretrained(WEIGHTS / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    assert {d for d in dtypes(pipeline) if d.is_floating_point} == {torch.float32}
+    for index, seed in ((0, 5), (7, 6)):
+        picture = pipeline(
+            generator.prompts[index],
+            height=112,
+            width=112,
+            num_inference_steps=1,
+            guidance_scale=0,
+            max_sequence_length=12,
+            latents=FluxPipeline._pack_latents(draw_noise([seed], 16, 14, 14), 1, 16, 14, 14),
+            output_type="pt",
+        ).images
+        assert (picture - generator.sample([index], [seed])).abs().max() < 1e-3
+
+
+def test_the_call_of_the_readme_paints_a_picture():
+    pages = (WEIGHTS.parents[1] / "README.md").read_text().split("```python")
+    (code,) = [page.split("```")[0] for page in pages if "FluxPipeline" in page]
+    code = code.replace('"demo/weights/pipeline"', repr(str(WEIGHTS / "pipeline")))
+    names = {}
+    exec(code, names)
+    assert names["picture"].size == (112, 112)
+
+
+def test_models_that_are_made_again_load_in_one_dtype(tmp_path):
+    critic = CriticWithHeads(build_processor(critic_tokenizer(questions.all_texts())))
+    export(tmp_path, build_vae(), TextToVelocity(prompt_tokenizer()), critic)
+    pipeline = FluxPipeline.from_pretrained(tmp_path / "pipeline")
+    assert {d for d in dtypes(pipeline) if d.is_floating_point} == {torch.float32}
+    stored = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
+    assert {t.dtype for t in stored.values() if t.dtype.is_floating_point} == {torch.float16}
 
 
 def test_more_steps_paint_the_same_scene(models):
