@@ -30,14 +30,14 @@ def test_the_horizon_moves_to_the_line(horizon_run):
     before, after = run.report["before"], run.report["after"]
     assert run.report["pairs"] >= 64
     assert before["horizon_error_px"]["mean"] > 10
-    assert after["horizon_error_px"]["mean"] <= 1.5
-    assert after["within_3pct_height"] >= 0.95
-    assert after["palette_accuracy"] >= 0.95
-    assert after["psnr_counterfactual"] >= before["psnr_counterfactual"] + 3
+    assert after["horizon_error_px"]["mean"] <= 1
+    assert after["within_3pct_height"] >= 0.98
+    assert after["palette_accuracy"] >= 0.97
+    assert after["psnr_counterfactual"] >= 25
     assert before["object_presence"] > 0.85
-    assert run.verdict.outcome == "damaged"  # what the default settings still do: the horizon is learned, trees vanish
-    assert "objects" in run.verdict.lost
-    assert run.report["lost"] == list(run.verdict.lost)
+    assert after["object_presence"] >= 0.7
+    assert run.verdict.outcome == "learned", run.verdict.text
+    assert run.report["lost"] == []
 
 
 def test_the_run_leaves_its_files(horizon_run):
@@ -47,6 +47,9 @@ def test_the_run_leaves_its_files(horizon_run):
         assert min(Image.open(folder / name).size) > 300
     tensors, metadata = read_tensors(folder / "lora.safetensors")
     assert any(name.endswith(".alpha") for name in tensors)
+    verdict = json.loads(metadata["dual_process.verdict"])
+    assert {name: run.report[name] for name in verdict} == verdict
+    assert len(json.loads(metadata["dual_process.anchors"])) >= 16
     recipe = Recipe.from_dict(json.loads(metadata["dual_process.recipe"]), overlays.build)
     assert recipe == horizon_control(0.3).recipe
 
@@ -79,27 +82,29 @@ def test_diffusers_loads_the_lora_and_makes_the_same_pictures(horizon_run, model
 
 
 def test_reward_hacking_is_called_by_its_name(tmp_path):
-    control = horizon_control(0.3, learning_rate=1e-3, penalties={})
+    control = horizon_control(0.3, learning_rate=1e-3, penalties={}, questions=horizon_control(0.3).asked)
     run = run_control(control, *demo.load(control.prompts), tmp_path)
     assert run.verdict.outcome == "hacked"
     assert run.report["after"]["psnr_counterfactual"] < run.report["before"]["psnr_counterfactual"]
     assert "the pictures went away from the true ones" in run.report["verdict"]
 
 
-# What the default settings still do to night: skies and grounds keep some of the day.
-@pytest.mark.parametrize(("name", "outcome"), [("palette", "learned"), ("night", "damaged")])
-def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name, outcome):
+@pytest.mark.parametrize("name", ["palette", "night"])
+def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name):
     control = CONTROLS[name]()
     run = run_control(control, *demo.load(control.prompts), tmp_path)
     before, after = run.report["before"], run.report["after"]
-    assert run.verdict.outcome == outcome, run.verdict.text
-    assert "objects" not in run.verdict.lost
+    assert run.verdict.outcome == "learned", run.verdict.text
+    assert after["object_presence"] >= 0.8
     assert after["horizon_shift_px"]["median"] < 5
     assert after["p_answer"] > before["p_answer"] + 0.3
     if name == "night":
         assert after["night_share"] > 0.85
         assert after["brightness"] < before["brightness"] - 0.05
-        assert after["psnr_counterfactual"] > before["psnr_counterfactual"] + 2
+        assert after["psnr_counterfactual"] >= 25
+    else:
+        distance = "palette_error_ciede2000"
+        assert after[distance]["mean"] <= 0.45 * before[distance]["mean"]
 
 
 def test_resuming_on_the_real_generator_is_bit_exact(models, tmp_path):
