@@ -23,6 +23,7 @@ from dual_process.distillation import distill
 
 RECIPE = """
 prompts = ["a day sky over the sea", "a night sky over the grass"]
+held_out = ["a sunset sky over the sand"]
 train_steps = {steps}
 learning_rate = 3e-4
 height = 112
@@ -32,6 +33,13 @@ num_inference_steps = 1
 [[questions]]
 text = "Is the overlaid red line aligned with the horizon of the scene?"
 overlay = {{ kind = "horizon", position = 0.4 }}
+
+[penalties]
+anchors = 1.0
+
+[anchors]
+pool = 4
+least = 2
 """
 
 
@@ -57,7 +65,14 @@ def test_train_writes_its_files(recipe, tmp_path):
         "progress.png",
         "report.json",
     }
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 3
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["steps"], report["pairs"]) == (3, 2)  # two noises of the one held-out prompt
+    metadata = read_tensors(tmp_path / "out" / "lora.safetensors")[1]
+    verdict = json.loads(metadata["dual_process.verdict"])
+    assert {*verdict} == {"outcome", "verdict", "lost", "before", "after"}  # as the node writes them
+    assert {name: report[name] for name in verdict} == verdict
+    assert verdict["verdict"] in " ".join(result.output.split())
+    assert len(json.loads(metadata["dual_process.anchors"])) >= 2
 
 
 def test_turns_train_the_same_lora(recipe, tmp_path):
