@@ -61,8 +61,9 @@ def distill(
         observers.append(_checkpointing(checkpoint_path, checkpoint_every))
     if on_step is not None:
         observers.append(lambda run, report, preview: on_step(report, preview))
-    with Run(generator, critic, recipe, resume_from, take_turns) as run:
-        try:
+    run = Run(generator, critic, recipe, resume_from, take_turns)
+    try:
+        with run:
             run.prepare(on_anchor, should_stop)
             while not run.finished:
                 if is_learned(recipe, run.history):
@@ -70,9 +71,9 @@ def distill(
                 report, preview = run.step(should_stop)
                 for observer in observers:
                     _tell(observer, run, report, preview)
-        except StopRequested:
-            return run.result("interrupted")
-        return run.result("completed")
+    except StopRequested:  # also of a generator that leaves `training()` so
+        return run.result("interrupted")
+    return run.result("completed")
 
 
 def _tell(observer: Observer, run: Run, report: StepReport, preview: Preview) -> None:

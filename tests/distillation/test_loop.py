@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -419,3 +420,26 @@ def test_a_host_that_stops_its_model_within_a_step_gets_the_steps_before():
     assert (result.stop_reason, result.steps) == ("interrupted", 3)
     wanted = distill(reference, FakeCritic(), recipe(train_steps=9), should_stop=lambda: reference.estimates == 3)
     assert torch.equal(result.lora_state_dict()["layer.lora_B"], wanted.lora_state_dict()["layer.lora_B"])
+
+
+def test_a_host_that_stops_its_model_as_training_is_left_gets_the_steps_before():
+    class Interrupt(BaseException):
+        """What a host raises from inside a model, as ComfyUI does."""
+
+    class Hosted(FakeGenerator):
+        @contextmanager
+        def training(self):
+            with super().training():
+                try:
+                    yield
+                except Interrupt as error:
+                    raise StopRequested from error
+
+        def estimate(self, draw, needs):
+            if self.estimates == 3:
+                raise Interrupt
+            return super().estimate(draw, needs)
+
+    for take_turns in (False, True):
+        result = distill(Hosted(), FakeCritic(), recipe(train_steps=9), take_turns=take_turns)
+        assert (result.stop_reason, result.steps) == ("interrupted", 1 if take_turns else 3)
