@@ -10,9 +10,12 @@ import torch
 
 from dual_process import demo
 from dual_process.demo.controls import horizon_control
-from dual_process.distillation import distill
+from dual_process.distillation import Anchors, distill
 
-RECIPE = replace(horizon_control(0.3).recipe, train_steps=3, batch_size=2, gradient_accumulation=2)
+POOL = 4
+RECIPE = replace(
+    horizon_control(0.3).recipe, train_steps=3, batch_size=2, gradient_accumulation=2, anchors=Anchors(pool=POOL)
+)
 
 
 class Turns:
@@ -53,11 +56,20 @@ def test_the_lora_is_that_of_both_resident(monkeypatch):
     resident, losses = trained(generator, critic)
     making = Turns([generator.transformer, generator.vae], generator.training)
     judging = Turns([critic.model], critic.resident)
+    sample = generator.sample
+
+    def sample_in_turn(*args, **kwargs):
+        with making():
+            return sample(*args, **kwargs)
+
     monkeypatch.setattr(generator, "training", making)
+    monkeypatch.setattr(generator, "sample", sample_in_turn)
     monkeypatch.setattr(critic, "resident", judging)
     in_turns, same_losses = trained(generator, critic, take_turns=True)
     batches = RECIPE.train_steps * RECIPE.gradient_accumulation
-    assert (making.count, judging.count) == (2 * batches, batches)
+    of_pool = POOL // RECIPE.batch_size
+    # The critic comes once for the pictures with the line and once for those of the keep questions.
+    assert (making.count, judging.count) == (2 * batches + of_pool, 2 * (batches + of_pool))
     assert same_losses == pytest.approx(losses, rel=1e-6)
     for name, tensor in resident.items():
         assert (in_turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
