@@ -20,7 +20,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .prompting import Encoded, is_sequence
 
-ATTENTION = "sdpa_shared_prefix"  # our name in transformers' registers
 # A token of their prompts sees the tokens behind it: what is shared depends on what is not.
 BIDIRECTIONAL_PROMPTS = ("paligemma", "colpali")
 MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # by transformers' names
@@ -117,6 +116,8 @@ def shared_attention(model: Any, prompts: SharedPrompts) -> Iterator[None]:
 
 
 _in_force: ContextVar[SharedPrompts] = ContextVar("shared prompts in force")
+# Our name in transformers' registers, which are global: ComfyUI may have a copy of the pack beside an installed one.
+ATTENTION = f"sdpa_shared_prefix_{id(_in_force)}"
 
 
 def _configs(decoder: Any) -> Iterator[Any]:

@@ -1,5 +1,8 @@
 """Several questions in one sequence against each of them in a row of its own."""
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 
@@ -95,3 +98,14 @@ def test_gradient_checkpointing_changes_nothing(critic, images, questions, monke
     assert sum(kept) < without
     assert not any(m.training for m in critic.model.modules())
     assert critic.answer(images, RED) == critic.answer(images, RED)
+
+
+def test_two_copies_of_the_pack_do_not_get_in_each_others_way(critics, questions, monkeypatch):
+    """As ComfyUI's custom node beside the installed package: transformers' registers are global."""
+    image = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    before = critics["qwen"].log_likelihood(image, questions)
+    spec = importlib.util.find_spec("dual_process.critics.shared_prefix")
+    copy = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, copy)  # dataclasses look their module up
+    spec.loader.exec_module(copy)
+    assert torch.equal(critics["qwen"].log_likelihood(image, questions), before)

@@ -153,7 +153,8 @@ def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
     monkeypatch.setattr(kind, "training", watched_training)
     monkeypatch.setattr(critic, "log_likelihood", watched_log_likelihood)
     in_turns = distil(loss=loss_of(critic), memory="take turns")[0]
-    assert judged_amid == [False] * 3
+    assert len(judged_amid) > 3  # the pictures before and after training are judged, too
+    assert not any(judged_amid)
     assert critic_is_here == [False] * 6
     for name, tensor in together.items():
         assert (in_turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
@@ -236,7 +237,8 @@ def test_a_contrast_is_asked_too(run, distil, critic, monkeypatch):
     question = run("VLMQuestion", question="Is it day?", answer="Yes", weight=1.0, contrast=" No ")[0]
     loss = run("VQALoss", critic=critic, questions={"question0": question})[0]
     assert len(distil(loss=loss)[1]["loss"]) == 3
-    assert asked == [[("Is it day?", "Yes"), ("Is it day?", "No")]] * 3
+    assert len(asked) > 3  # the pictures before and after training are judged, too
+    assert all(both == [("Is it day?", "Yes"), ("Is it day?", "No")] for both in asked)
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.comfyui
 
 
 def test_distil_gives_lora_losses_and_pictures(distil, run, pack, tmp_path):
-    lora, losses, before, after = distil().args
+    lora, losses, before, after, _ = distil().args
     assert before.shape == after.shape == (2, 112, 112, 3)
     assert not torch.equal(before, after)
     assert [type(value) for value in losses["loss"]] == [float] * 3
@@ -60,7 +60,7 @@ def test_core_nodes_take_the_lora_and_the_losses(distil, demo_models, encode):
 
     import nodes as core
 
-    lora, losses, _, after = distil().args
+    lora, losses, _, after, _ = distil().args
     with torch.inference_mode():
         core_train.SaveLoRA.execute(lora, "loras/test")
         core_train.LossGraphNode.execute(losses, "graph")
@@ -78,7 +78,7 @@ def test_saved_lora_is_found_by_lora_loader(distil, run, comfy, demo_models, enc
 
     import nodes as core
 
-    lora, _, _, after = distil().args
+    lora, _, _, after, _ = distil().args
     names = [run("SaveDistilledLoRA", lora=lora, name=f"mine/{format}", format=format)[0] for _ in range(2)]
     assert names == [f"mine/{format}_00001_.safetensors", f"mine/{format}_00002_.safetensors"]
     assert names[0] in folder_paths.get_filename_list("loras")
@@ -319,7 +319,7 @@ def test_a_run_that_fails_keeps_the_lora(distil, monkeypatch, pack, weights_stay
 
 
 def test_ask_shows_replies_and_probabilities(run, demo_models, distil):
-    _, _, before, _ = distil().args
+    _, _, before, _, _ = distil().args
     questions = {
         f"question{i}": run("VLMQuestion", question=f"Is it {time}?", answer="Yes", weight=1.0)[0]
         for i, time in enumerate(["day", "night"])
