@@ -49,6 +49,7 @@ KEPT = (
     Guard("object_presence", "objects", least=0.6),
     Guard("sky_color_error", "the sky's colours", most=7.0, name="colour error of the sky (CIEDE2000)"),
     Guard("ground_color_error", "the ground's colours", most=7.0, name="colour error of the ground (CIEDE2000)"),
+    Guard("unevenness", "even skies and grounds", most=4.0, name="unevenness along rows (CIELAB)"),
     Guard("sharpness", "sharp edges", least=0.4),
     Guard("sharpness", "smooth areas", most=1.5),
     Guard("diversity", "variety between seeds", least=0.6),
@@ -57,6 +58,7 @@ KEPT = (
 )
 KEPT_OF_BASE = (
     Guard("object_presence", "objects", least=0.6),
+    Guard("unevenness", "even skies and grounds", most=5.0, name="unevenness along rows (CIELAB)"),
     Guard("sharpness", "sharp edges", least=0.35),
     Guard("sharpness", "smooth areas", most=2.5),
     Guard("diversity", "variety between seeds", least=0.35),

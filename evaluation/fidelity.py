@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from .measures import (
     high_frequency_energy,
     object_presence,
     outline_energy,
     region_color_error,
+    row_unevenness,
     seed_diversity,
 )
 
 VISIBLE = 1 / 255  # a pixel is the object's where the object changes it by more than this
+MARGIN = 4  # pixels around an object that may be its soft edge
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,19 @@ class Truth:
         """The objects' pixels, [B, H, W], bool."""
         return (self.images - self.bare).abs().amax(dim=1) > VISIBLE
 
+    @property
+    def smooth(self) -> Tensor:
+        """Sky and ground at some distance from objects, [B, H, W], bool."""
+        return F.max_pool2d(self.object.float()[:, None], 2 * MARGIN + 1, stride=1, padding=MARGIN)[:, 0] == 0
+
 
 def against_truth(images: Tensor, truth: Truth, prompts: Sequence[str]) -> dict[str, float]:
     """Pictures of B pairs against the true pictures of the same pairs; means over those that tell something.
 
     Returns:
         object_presence: share of the objects' contrast, in [0, 1]. sky_color_error, ground_color_error: CIEDE2000 of
-        the mean colours, objects left out. sharpness, diversity: energy of high frequencies, and distance between
+        the mean colours, objects left out. unevenness: how much colours differ along rows of sky and ground, in
+        CIELAB; 0 in the true pictures. sharpness, diversity: energy of high frequencies, and distance between
         seeds of one prompt, as shares of the true pictures' own; 1 is right. What these pairs cannot tell (no object
         among them, no prompt twice) is left out.
     """
@@ -54,6 +63,7 @@ def against_truth(images: Tensor, truth: Truth, prompts: Sequence[str]) -> dict[
         **_mean("object_presence", presence, truth.object),
         **_mean("sky_color_error", region_color_error(images, truth.images, sky), sky),
         **_mean("ground_color_error", region_color_error(images, truth.images, ground), ground),
+        **_mean("unevenness", row_unevenness(images, truth.smooth), truth.smooth),
         **_texture(images, truth.images, prompts),
     }
 
@@ -63,12 +73,13 @@ def against_base(images: Tensor, base: Tensor, own: Truth, prompts: Sequence[str
 
     Returns:
         object_presence: energy of the outlines in the pixels of the base scene's object (`own`), as a share of the
-        base picture's, each clipped to [0, 1]. sharpness, diversity: as in `against_truth`, as shares of the base
-        pictures'.
+        base picture's, each clipped to [0, 1]. unevenness: as in `against_truth`. sharpness, diversity: as there, as
+        shares of the base pictures'.
     """
     share = outline_energy(images, own.object) / outline_energy(base, own.object)
     return {
         **_mean("object_presence", share.nan_to_num().clamp(0, 1), own.object),
+        **_mean("unevenness", row_unevenness(images, own.smooth), own.smooth),
         **_texture(images, base, prompts),
     }
 

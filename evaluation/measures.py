@@ -143,6 +143,19 @@ def outline_energy(images: Tensor, region: Tensor) -> Tensor:
     return total
 
 
+def row_unevenness(images: Tensor, region: Tensor) -> Tensor:
+    """How much the colours of a row differ from its mean, within a region [B, H, W] (bool), [B].
+
+    Root mean square over the region's pixels of the distance in CIELAB; NaN where the region is empty. About 1 is
+    just noticeable in smooth areas. Blotches and smears raise it; skies and grounds that change from row to row do not.
+    """
+    lab = torch.from_numpy(rgb2lab(images.movedim(1, -1).double().clamp(0, 1).numpy()))  # BCHW -> BHWC
+    weight = region[..., None].double()
+    mean = (lab * weight).sum(dim=2, keepdim=True) / weight.sum(dim=2, keepdim=True).clamp(min=1)
+    deviation = ((lab - mean).square() * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    return deviation.sqrt()
+
+
 def seed_diversity(images: Tensor, prompts: Sequence[str]) -> float:
     """Mean distance (root mean square over pixels and channels) between two pictures of one prompt.
 

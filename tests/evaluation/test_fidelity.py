@@ -17,6 +17,7 @@ from dual_process.evaluation.measures import (
     object_presence,
     outline_energy,
     region_color_error,
+    row_unevenness,
     seed_diversity,
 )
 from dual_process.generators.noise import draw_noise
@@ -48,6 +49,7 @@ def test_the_true_pictures_lack_nothing(truth):
         "object_presence": pytest.approx(1),
         "sky_color_error": pytest.approx(0, abs=1e-6),
         "ground_color_error": pytest.approx(0, abs=1e-6),
+        "unevenness": pytest.approx(0, abs=1e-6),
         "sharpness": pytest.approx(1),
         "diversity": pytest.approx(1),
     }
@@ -131,6 +133,27 @@ def test_blur_and_noise(truth):
     assert against_truth(noisy, truth, pairs_of()[0])["sharpness"] > 3
 
 
+def test_unevenness_by_hand():
+    left, right = (0.2, 0.4, 0.6), (0.3, 0.4, 0.6)
+    images = torch.zeros(1, 3, 4, 8)
+    images[..., :4], images[..., 4:] = torch.tensor(left)[:, None, None], torch.tensor(right)[:, None, None]
+    images[:, :, 0] = torch.rand(3, 8)  # outside of the region
+    region = torch.ones(1, 4, 8, dtype=torch.bool)
+    region[:, 0] = False
+    half = np.linalg.norm(rgb2lab([[left]]) - rgb2lab([[right]])) / 2
+    assert row_unevenness(images, region).item() == pytest.approx(half, rel=1e-4)
+    assert row_unevenness(images, ~region)[0] > 5
+    assert row_unevenness(images, region & False).isnan().all()
+
+
+def test_blotches_are_seen_and_objects_are_not(truth):
+    blotched = truth.images.clone()
+    blotched[..., 20:60] = (blotched[..., 20:60] + 0.15).clamp(max=1)
+    assert against_truth(blotched, truth, pairs_of()[0])["unevenness"] > 4
+    assert against_base(blotched, truth.images, truth, pairs_of()[0])["unevenness"] > 4
+    assert against_truth(truth.bare, truth, pairs_of()[0])["unevenness"] == pytest.approx(0, abs=1e-6)
+
+
 def test_diversity_by_hand():
     images = torch.tensor([0.0, 0.5, 0.3, 0.6, 0.9])[:, None, None, None].expand(-1, 3, 4, 4)
     # a: 0, .3 and .9, which are .3, .9 and .6 apart; b: .5 and .6.
@@ -158,11 +181,11 @@ def test_outlines_as_a_share_of_the_base_pictures(truth):
     prompts = pairs_of()[0]
     base = 0.5 + 0.8 * (truth.images - 0.5)
     assert against_base(base, base, truth, prompts) == pytest.approx(
-        {"object_presence": 1, "sharpness": 1, "diversity": 1}
+        {"object_presence": 1, "unevenness": 0, "sharpness": 1, "diversity": 1}, abs=1e-4
     )
     faded = 0.5 + 0.5 * (base - 0.5)
     assert against_base(faded, base, truth, prompts) == pytest.approx(
-        {"object_presence": 0.25, "sharpness": 0.25, "diversity": 0.5}, rel=1e-4
+        {"object_presence": 0.25, "unevenness": 0, "sharpness": 0.25, "diversity": 0.5}, rel=1e-4, abs=1e-4
     )
     # Where no horizon passes behind the object, almost nothing is left without it.
     assert against_base(truth.bare, truth.images, truth, prompts)["object_presence"] < 0.15
@@ -171,7 +194,7 @@ def test_outlines_as_a_share_of_the_base_pictures(truth):
 def test_pictures_that_are_no_numbers_keep_nothing(truth):
     measures = against_truth(truth.images * torch.nan, truth, pairs_of()[0])
     assert measures.pop("object_presence") == 0
-    assert len(measures) == 4
+    assert len(measures) == 5
     assert all(np.isnan(value) for value in measures.values())
     measures = against_base(truth.images * torch.nan, truth.images, truth, pairs_of()[0])
     assert measures.pop("object_presence") == 0
@@ -181,8 +204,9 @@ def test_pictures_that_are_no_numbers_keep_nothing(truth):
 def test_what_the_pairs_cannot_tell_is_left_out():
     prompts, noise = pairs_of(PROMPTS[2:], each=1)
     truth = true_pictures(world.scenes_from_noise(prompts, noise))
-    assert set(against_truth(truth.images, truth, prompts)) == {"sky_color_error", "ground_color_error", "sharpness"}
-    assert set(against_base(truth.images, truth.images, truth, prompts)) == {"sharpness"}
+    colors = {"sky_color_error", "ground_color_error"}
+    assert set(against_truth(truth.images, truth, prompts)) == {*colors, "unevenness", "sharpness"}
+    assert set(against_base(truth.images, truth.images, truth, prompts)) == {"unevenness", "sharpness"}
 
 
 def test_true_pictures_of_one_shape(truth):
