@@ -10,8 +10,13 @@ import comfy_models
 import pytest
 import torch
 from comfy_models import SIZE, conditionings, diffusers_generator, write_files
+from fakes import recipe
 
-from dual_process.distillation import Draw, GeneratorError, Sampling, StopRequested
+from dual_process.distillation import Anchors, Draw, GeneratorError, Sampling, StopRequested
+from dual_process.distillation.anchors import Anchor, draw_anchors
+from dual_process.distillation.batch import backward, needs_of, penalties_of
+from dual_process.distillation.draws import draw_batch
+from dual_process.distillation.penalties import ANCHORS
 from dual_process.generators.flux_latents import pack
 
 pytestmark = pytest.mark.comfyui
@@ -91,26 +96,61 @@ def relative(a, b):
     return float((a - b).detach().norm() / b.detach().norm())
 
 
-@pytest.mark.parametrize("renoise", [False, True])
-def test_estimate_and_gradient_equal_those_of_diffusers(make, flavour, renoise):
-    from dual_process.generators.flux_lora import native_modules
-
-    changes = {"renoise_times": (0.9, 0.3, 0.5), "renoise_seeds": (1, 2, 3)} if renoise else {}
+@pytest.fixture
+def same_weights(make, flavour):
+    """A ComfyUI and a diffusers generator with the same weights, prompts and LoRA, which is not zero."""
     ours, theirs = make(), diffusers_generator(flavour)
     ours.add_lora(4, 8.0, seed=1)
     randomize(ours)
     theirs.load_lora_state_dict(ours.lora_state_dict("diffusers"))
+    return ours, theirs
+
+
+def assert_same_gradient(ours, theirs):
+    """Of a ComfyUI LoRA, whose layers are fused, and of the same LoRA in diffusers."""
+    from dual_process.generators.flux_lora import native_modules
+
+    for native, parts in native_modules(1, 2):
+        a = sum(theirs[f"{part}.lora_A"] for part in parts)
+        b = torch.cat([theirs[f"{part}.lora_B"] for part in parts])
+        assert relative(ours[f"{native}.lora_A"], a) < 1e-4, native
+        assert relative(ours[f"{native}.lora_B"], b) < 1e-4, native
+
+
+@pytest.mark.parametrize("renoise", [False, True])
+def test_estimate_and_gradient_equal_those_of_diffusers(same_weights, renoise):
+    changes = {"renoise_times": (0.9, 0.3, 0.5), "renoise_seeds": (1, 2, 3)} if renoise else {}
+    ours, theirs = same_weights
     mine, my_gradient = gradients(ours, draw(**changes))
     reference, their_gradient = gradients(theirs, draw(**changes))
     assert relative(mine.image, reference.image) < 1e-4
     assert relative(as_tokens(mine.prediction), reference.prediction) < 1e-5
     assert relative(as_tokens(mine.base_prediction), reference.base_prediction) < 1e-5
     assert relative(reference.base_prediction, reference.prediction) > 0.1
-    for native, parts in native_modules(1, 2):
-        a = sum(their_gradient[f"{part}.lora_A"] for part in parts)
-        b = torch.cat([their_gradient[f"{part}.lora_B"] for part in parts])
-        assert relative(my_gradient[f"{native}.lora_A"], a) < 1e-4, native
-        assert relative(my_gradient[f"{native}.lora_B"], b) < 1e-4, native
+    assert_same_gradient(my_gradient, their_gradient)
+
+
+@pytest.mark.parametrize(
+    ("noise_level", "timesteps"), [("judged", "sampler"), ("random", "sampler"), ("random", "renoise")]
+)
+def test_the_anchors_penalty_equals_that_of_diffusers(same_weights, noise_level, timesteps):
+    plan = recipe(
+        batch_size=4, penalties={"anchors": 0.7}, anchors=Anchors(noise_level=noise_level), timesteps=timesteps
+    )
+    anchors = [Anchor(0, 5, 0.9), Anchor(1, 6, 0.8), Anchor(0, 2**63 - 1, 0.7)]
+    beside = draw_anchors(plan, 0, 0, anchors, draw_batch(plan, 0, 0, 2, 4), 4)
+    assert len({*beside.sampler_steps}) > 1
+
+    def penalise(generator):
+        with generator.training():
+            penalties = penalties_of(plan, ANCHORS, generator.estimate(beside, needs_of(plan, ANCHORS)))
+            backward(plan, penalties, 0.0)
+        return float(penalties["anchors"].detach()), {n: p.grad for n, p in generator.lora_parameters().items()}
+
+    (value, gradient), (their_value, their_gradient) = map(penalise, same_weights)
+    assert value == pytest.approx(their_value, rel=1e-5)
+    assert their_value > 0.01
+    assert_same_gradient(gradient, their_gradient)
 
 
 def test_gradient_of_the_decoder_equals_that_of_diffusers(make):
