@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import save_file
+from tiny_flux import build_text_encoders, build_tokenizer
 
 from dual_process.generators.diffusers_flux import FluxGenerator, FluxPrompts
 from dual_process.generators.settings import GeneratorSettings
@@ -60,8 +61,8 @@ def prompt_tensors(count: int = 2) -> FluxPrompts:
     )
 
 
-def conditionings(guidance: float = 3.5) -> list[Any]:
-    prompts = prompt_tensors()
+def conditionings(guidance: float = 3.5, prompts: FluxPrompts | None = None) -> list[Any]:
+    prompts = prompts or prompt_tensors()
     return [
         [
             [
@@ -90,3 +91,12 @@ def diffusers_generator(flavour: str, steps: int = 4) -> FluxGenerator:
     return FluxGenerator(
         build_transformer(flavour), build_vae(), scheduler, prompt_tensors(), f"tiny-{flavour}", settings
     )
+
+
+def build_pipeline(flavour: str) -> FluxPipeline:
+    """The same weights as a whole pipeline, with random text encoders."""
+    torch.manual_seed(6)
+    clip, t5 = build_text_encoders()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT[flavour])
+    transformer, vae = build_transformer(flavour), build_vae()
+    return FluxPipeline(scheduler, vae, clip, build_tokenizer(12), t5, build_tokenizer(12), transformer)
