@@ -29,3 +29,7 @@ class LoraFileError(DualProcessError, ValueError):
 
 class StopRequested(Exception):
     """Raised inside a step by a host that stops its models from within; ends the run as `should_stop` would."""
+
+
+class EnoughLearned(Exception):
+    """Raised by an observer of a run that sees no use in going on; ends the run as early stopping does."""

@@ -21,6 +21,7 @@ class Sampling:
 
 
 AS_GENERATOR = Sampling()
+PRESET = "dual_process.preset"  # the attachment of a ComfyUI MODEL that names its preset
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from ..core.protocols import PRESET
 from . import WEIGHTS
 from .tokenizer import EOS, PAD, PROMPT_LENGTH
 
@@ -32,6 +33,7 @@ def load_models(folder: Path = WEIGHTS / "pipeline") -> tuple[Any, Any, Any]:
     model = comfy.sd.load_diffusion_model_state_dict(
         _weights(folder / "transformer"), model_options={"dtype": torch.float32}, disable_dynamic=True
     )
+    model.set_attachments(PRESET, "demo")
     vae = comfy.sd.VAE(sd=taesd_weights(_weights(folder / "vae")), dtype=torch.float32)
     _skip_empty_blocks(vae.first_stage_model)
     return model, _load_clip(folder), vae

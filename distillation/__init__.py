@@ -3,6 +3,7 @@
 from ..core.errors import (
     CriticError,
     DualProcessError,
+    EnoughLearned,
     GeneratorError,
     LoraFileError,
     OverlayError,
@@ -11,6 +12,7 @@ from ..core.errors import (
 )
 from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay, Sampling
 from .loop import distill
+from .presets import GENERAL, PRESETS, Preset, preset_for
 from .question import Question
 from .recipe import Anchors, Recipe
 from .result import (
@@ -24,6 +26,8 @@ from .result import (
 from .run import Run
 
 __all__ = [
+    "GENERAL",
+    "PRESETS",
     "Anchors",
     "Critic",
     "CriticError",
@@ -33,6 +37,7 @@ __all__ = [
     "DistillationResult",
     "Draw",
     "DualProcessError",
+    "EnoughLearned",
     "Estimate",
     "Generator",
     "GeneratorError",
@@ -40,6 +45,7 @@ __all__ = [
     "ModelInfo",
     "Overlay",
     "OverlayError",
+    "Preset",
     "Preview",
     "Question",
     "Recipe",
@@ -49,4 +55,5 @@ __all__ = [
     "StepReport",
     "StopRequested",
     "distill",
+    "preset_for",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..core.errors import RecipeError, StopRequested
+from torch import Tensor
+
+from ..core.errors import EnoughLearned, RecipeError, StopRequested
 from ..core.protocols import Critic, Generator
 from .anchors import OnAnchor
 from .recipe import Recipe
@@ -30,6 +32,8 @@ def distill(
     checkpoint_every: int = 25,
     take_turns: bool = False,
     on_anchor: OnAnchor | None = None,
+    observers: Sequence[Observer] = (),
+    initial_lora: Mapping[str, Tensor] | None = None,
 ) -> DistillationResult:
     """Teaches the generator's LoRA what the critics are asked (paper, algorithm 1).
 
@@ -46,6 +50,9 @@ def distill(
         take_turns: whether the generator leaves `training()` while critics are asked, so that one device need not
             hold both. The generator then makes each picture twice, once without gradient; the result is the same.
         on_anchor: called while the pool of anchors is made, with the number of pictures made and that of all.
+        observers: called after every step like `on_step`, and with the run itself: for what wants to take snapshots,
+            or to make pictures meanwhile. `EnoughLearned` ends the run as early stopping does.
+        initial_lora: weights to start from instead of a fresh LoRA, by the names of `generator.lora_parameters()`.
 
     Raises:
         RecipeError: the recipe does not fit the generator or the critics.
@@ -56,12 +63,12 @@ def distill(
     """
     if checkpoint_every < 1:
         raise RecipeError(f"Expected checkpoint_every as a whole number of at least 1, got {checkpoint_every!r}.")
-    observers: list[Observer] = []
+    watching = list(observers)
     if checkpoint_path is not None:
-        observers.append(_checkpointing(checkpoint_path, checkpoint_every))
+        watching.append(_checkpointing(checkpoint_path, checkpoint_every))
     if on_step is not None:
-        observers.append(lambda run, report, preview: on_step(report, preview))
-    run = Run(generator, critic, recipe, resume_from, take_turns)
+        watching.append(lambda run, report, preview: on_step(report, preview))
+    run = Run(generator, critic, recipe, resume_from, take_turns, initial_lora)
     try:
         with run:
             run.prepare(on_anchor, should_stop)
@@ -69,8 +76,10 @@ def distill(
                 if is_learned(recipe, run.history):
                     return run.result("early_stop")
                 report, preview = run.step(should_stop)
-                for observer in observers:
+                for observer in watching:
                     _tell(observer, run, report, preview)
+    except EnoughLearned:
+        return run.result("early_stop")
     except StopRequested:  # also of a generator that leaves `training()` so
         return run.result("interrupted")
     return run.result("completed")
@@ -80,7 +89,7 @@ def _tell(observer: Observer, run: Run, report: StepReport, preview: Preview) ->
     """Those who only watch a run cannot end it by their mistakes."""
     try:
         observer(run, report, preview)
-    except StopRequested:
+    except (StopRequested, EnoughLearned):
         raise
     except Exception as error:
         log.warning("After step %d: %s: %s Training goes on.", report.step, type(error).__name__, error)

@@ -7,27 +7,42 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .question import CONTROL, KEEP, Question
 from .result import StepReport
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CELL = 1.75  # inches that a picture takes in a row
+
 
 def save_before_after(
     path: str | Path, before: Tensor, after: Tensor, captions: Sequence[str] = (), true: Tensor | None = None
 ) -> None:
+    """Saves `before_after_figure`."""
+    before_after_figure(before, after, captions, true).savefig(path)
+
+
+def before_after_figure(
+    before: Tensor, after: Tensor, captions: Sequence[str] = (), true: Tensor | None = None
+) -> Figure:
     """Draws pictures [B, 3, H, W] in [0, 1] in columns, the base model's above the trained ones of the same noise.
 
-    `true`, what the trained ones should look like, is the third row where it is known.
+    `true`, what the trained ones should look like, is the third row where it is known. Large pictures are drawn in up
+    to 512 pixels.
     """
     from matplotlib.figure import Figure
 
     count = len(before)
     rows = {"before": before, "after": after} | ({} if true is None else {"true": true})
-    figure = Figure(figsize=(1.75 * count + 0.4, 1.8 * len(rows) + 0.5), layout="constrained")
+    dpi = max(130, min(512, before.shape[-1]) / CELL)
+    figure = Figure(figsize=(CELL * count + 0.4, 1.8 * len(rows) + 0.5), layout="constrained", dpi=dpi)
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (name, images) in enumerate(rows.items()):
         for column, image in enumerate(images.detach().cpu().clamp(0, 1)):
@@ -38,7 +53,17 @@ def save_before_after(
         axes[row][0].set_ylabel(name, fontsize=13)
     for cell, caption in zip(axes[0], captions, strict=False):
         cell.set_title(textwrap.fill(caption, 22), fontsize=8)
-    figure.savefig(path, dpi=130)
+    return figure
+
+
+def picture_of(figure: Figure) -> Tensor:
+    """A figure as a picture [1, 3, H, W] in [0, 1]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return pixels.permute(2, 0, 1)[None].float() / 255
 
 
 def save_progress(path: str | Path, history: Sequence[StepReport], questions: Sequence[Question]) -> None:

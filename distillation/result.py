@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,13 @@ class DistillationResult:
     @property
     def steps(self) -> int:
         return len(self.history)
+
+    def at(self, checkpoint: Checkpoint) -> DistillationResult:
+        """This run as it stood at one of its own snapshots; the generator's LoRA becomes the snapshot's."""
+        with torch.no_grad():
+            for name, parameter in self.generator.lora_parameters().items():
+                parameter.copy_(checkpoint.tensors[LORA + name])
+        return replace(self, history=self.history[: checkpoint.steps], checkpoint=checkpoint)
 
     def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
         """The LoRA as it was when training ended, see `Generator.lora_state_dict`.

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ..core.errors import RecipeError, StopRequested
 from ..core.protocols import Critic, Generator
@@ -40,10 +41,10 @@ class Run:
     `snapshot()` can be asked for at any time between two steps.
 
     Args:
-        generator, critic, recipe, resume_from, take_turns: see `distill`.
+        generator, critic, recipe, resume_from, take_turns, initial_lora: see `distill`.
 
     Raises:
-        RecipeError: the recipe does not fit the generator or the critics.
+        RecipeError: the recipe does not fit the generator or the critics, or the initial LoRA does not fit both.
         LoraFileError: the checkpoint cannot be read, or is of another recipe or model.
     """
 
@@ -54,6 +55,7 @@ class Run:
         recipe: Recipe,
         resume_from: str | Path | None = None,
         take_turns: bool = False,
+        initial_lora: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.generator, self.recipe = generator, recipe
         self.critics = dict(critic) if isinstance(critic, Mapping) else {"default": critic}
@@ -65,6 +67,8 @@ class Run:
 
         generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed)
         self._parameters = generator.lora_parameters()
+        if initial_lora is not None:
+            _start_from(initial_lora, self._parameters)
         self._optimizer = torch.optim.AdamW(list(self._parameters.values()), lr=recipe.learning_rate, weight_decay=0.0)
         self._weights = generator.info.weights_sha256
         if resume_from is not None:
@@ -183,6 +187,20 @@ def _check_prompts(generator: Generator, recipe: Recipe) -> int:
             f"the generator holds {held}: load it with the recipe's prompts."
         )
     return count
+
+
+def _start_from(initial: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in initial.items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if given != wanted:
+        differ = sorted(name for name in {*given, *wanted} if given.get(name) != wanted.get(name))
+        raise RecipeError(
+            f"The LoRA to start from does not fit: {len(differ)} of {len(wanted)} tensors differ, such as {differ[0]} "
+            f"({given.get(differ[0])} instead of {wanted.get(differ[0])}). Start from one of this model and rank."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(initial[name])
 
 
 def _mean(values: list[float]) -> float:

@@ -105,14 +105,15 @@ class Examiner:
         self._referee, self._on_picture = referee, on_picture
         self._base: Look | None = None
 
-    def look(self, lora_scale: float) -> Look:
+    def look(self, lora_scale: float, other_size: bool = True) -> Look:
         """Makes the pictures and measures them. The first look is the base model's: answers "as before" are read there.
 
         Args:
             lora_scale: 0 for the base model, 1 for the trained one.
+            other_size: whether to make a few pictures at another size, too; a verdict wants them.
         """
         images = self._pictures(lora_scale, len(self.pairs))
-        other = self._other_size(lora_scale, images)
+        other = self._other_size(lora_scale, images) if other_size else images[:0]
         base = images if self._base is None else self._base.images
         look = Look(images, other, {**self._answers(images, base, other), **_texture(images, other, self.pairs)})
         if self._base is None:

@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.errors import GeneratorError
+from ..core.protocols import PRESET
 
 PROBES = (0.25, 0.5, 0.75)  # decoded values that no VAE clamps, whether its range is [0, 1] or [-1, 1]
 
@@ -166,3 +167,10 @@ def architecture(model: Any) -> str:
     if type(model) is comfy.model_base.Flux:
         return "flux-1-dev" if model.diffusion_model.params.guidance_embed else "flux-1-schnell"
     return type(model).__name__.lower()
+
+
+def preset_architecture(patcher: Any) -> str:
+    """The name under which a MODEL's preset is found: what its loader attached to it, else the architecture."""
+    names = {"SD15": "sd-1", "SDXL": "sdxl"}
+    config = type(patcher.model.model_config).__name__
+    return patcher.get_attachment(PRESET) or names.get(config) or architecture(patcher.model)

@@ -19,6 +19,7 @@ from ..core.fingerprint import weights_sha256
 from ..core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
 from . import flux_lora
 from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
+from .comfy_existing import starting_from
 from .comfy_inputs import (
     architecture,
     base_weights,
@@ -198,6 +199,15 @@ class ComfyGenerator:
         weights = LoraWeights(matrices, len(matrices[first][0]), float(state[f"{prefix}{first}.alpha"]))
         with leave_inference_mode():
             self._lora = ComfyLora(self._layers, weights)
+
+    def as_initial(self, state: Mapping[str, Tensor], rank: int, alpha: float, seed: int) -> dict[str, Tensor]:
+        """A LoRA file's tensors as the start of a training (`initial_lora` of `distill`), of any trainer's key names.
+
+        Raises:
+            LoraFileError: the file does not fit the layers that are trained, or needs a higher rank.
+        """
+        with leave_inference_mode():
+            return starting_from(self.model, gaussian_weights(layer_shapes(self._layers), rank, alpha, seed), state)
 
     def _scaled(self, scale: float) -> Any:
         return nullcontext() if self._lora is None else self._lora.scaled(scale)

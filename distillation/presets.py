@@ -1,0 +1,109 @@
+"""Settings that suit an architecture, with their source: what a setting that nobody touched follows.
+
+A new architecture is an entry of `PRESETS` under the name that its generator reports (`generator.info.architecture`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from .recipe import Anchors
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits one kind of model."""
+
+    name: str
+    source: str = field(metadata={"help": "Where the settings come from."})
+    recipe: Mapping[str, Any] = field(metadata={"help": "Fields of a Recipe."})
+    height: int = field(default=512, metadata={"help": "Height of the training pictures in pixels."})
+    width: int = field(default=512, metadata={"help": "Width of the training pictures in pixels."})
+    steps: int = field(default=1, metadata={"help": "Sampler steps of a whole picture."})
+    scheduler: str = field(default="simple", metadata={"help": "How the sampler's noise levels are spread."})
+    cfg: float = field(default=1.0, metadata={"help": "Classifier-free guidance scale; 1 for distilled models."})
+
+    distilled: bool = field(default=False, metadata={"help": "Whether guidance is built in, so that cfg stays 1."})
+    least_steps: int = field(default=1, metadata={"help": "Sampler steps below which pictures are not finished."})
+    most_steps: int | None = field(default=None, metadata={"help": "Sampler steps above which nothing is gained."})
+    most_pixels: int | None = field(default=None, metadata={"help": "Height times width that the model can paint."})
+
+    def describe(self) -> str:
+        """One line that a user reads."""
+        recipe = self.recipe
+        penalties = ", ".join(f"{name} {weight:g}" for name, weight in recipe["penalties"].items())
+        return (
+            f"{self.name}: {recipe['train_steps']} steps of {recipe['batch_size']} at {recipe['learning_rate']:g}, "
+            f"rank {recipe['rank']}, alpha {recipe['lora_alpha']:g}, {self.width} × {self.height} pixels, "
+            f"{self.steps} sampler step{'s' * (self.steps != 1)}, cfg {self.cfg:g}; {penalties}. {self.source}"
+        )
+
+
+PAPER: Mapping[str, Any] = MappingProxyType(
+    {
+        "train_steps": 100,
+        "learning_rate": 5e-5,
+        "lr_schedule": "constant",
+        "rank": 16,
+        "lora_alpha": 40.0,
+        "batch_size": 1,
+        "penalties": MappingProxyType({"anchors": 1.0}),
+        "anchors": Anchors(pool=32, least=8),
+    }
+)
+DEMO: Mapping[str, Any] = MappingProxyType(
+    {
+        **PAPER,
+        "train_steps": 200,
+        "learning_rate": 5e-4,
+        "lr_schedule": "cosine",
+        "lora_alpha": 64.0,
+        "batch_size": 4,
+        "penalties": MappingProxyType({"anchors": 1.0, "range": 1.0}),
+        "anchors": Anchors(),
+    }
+)
+REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "demo": Preset(
+            *("demo models", "Figures in benchmarks/README.md.", DEMO),
+            height=112,
+            width=112,
+            distilled=True,
+            most_steps=4,
+            most_pixels=160 * 160,
+        ),
+        "flux-1-schnell": Preset("Flux schnell", REFERENCE, PAPER, distilled=True, most_steps=8),
+        "flux-1-dev": Preset(
+            *("Flux dev", REFERENCE, {**PAPER, "anchors": Anchors(pool=16, least=8)}),
+            steps=28,
+            distilled=True,
+            least_steps=8,
+        ),
+        "sd-1": Preset(
+            "Stable Diffusion 1.x",
+            REFERENCE,
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=50,
+            scheduler="ddim_uniform",
+            cfg=7.5,
+            least_steps=10,
+        ),
+    }
+)
+GENERAL = Preset(
+    "any other model",
+    "The paper's for Flux, with 20 sampler steps: look at the result, and choose your own.",
+    {**PAPER, "anchors": Anchors(pool=16, least=8)},
+    steps=20,
+)
+
+
+def preset_for(architecture: str) -> Preset:
+    """The preset of an architecture; `GENERAL` where there is none."""
+    return PRESETS.get(architecture, GENERAL)
