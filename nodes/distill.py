@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import comfy.model_management
 import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from .lora_model import COMFYUI, TrainedLora, free_path, save_lora
-from .progress import Progress
+from .plan import AUTO, FROM_PRESET, preset_names
 from .questions import field_help
-from .saving import workflow_metadata
-from .types import CATEGORY, Critic, Loss, VqaTerms, outside_inference_mode, to_comfy
-
-MAX_PROMPTS = 32
-AUTO, BOTH, TURNS = "auto", "keep both loaded", "take turns"
-CRITIC_SHARE = 0.4  # of a critic's weights, for what its gradient keeps of one picture: a 7 B in 16 bits, 2048 tokens
-log = logging.getLogger(__name__)
+from .teaching import BEST, LAST, NO_LORA, Sources, runs_left_unfinished, teach
+from .training import AUTO as AUTO_MEMORY
+from .training import BOTH, TURNS
+from .types import CATEGORY, Checkpoint, Critic, Loss, Prompts, PromptSet, VqaTerms, outside_inference_mode
 
 
-class DistillLoRA(io.ComfyNode):
+class Distill(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         from ..distillation import Anchors, Recipe
@@ -36,91 +26,154 @@ class DistillLoRA(io.ComfyNode):
         def help_of(name: str) -> str:
             return field_help(Recipe, name)
 
-        def penalty_help(name: str) -> str:
-            return f"Weight of a penalty: {PENALTIES[name].help}"
+        def weight(name: str) -> io.Float.Input:
+            return io.Float.Input(
+                *(f"{name}_weight",),
+                default=-1.0,
+                min=-1.0,
+                max=1000.0,
+                step=0.05,
+                advanced=True,
+                tooltip=f"Weight of a penalty: {PENALTIES[name.replace('anchor', 'anchors')].help} 0: off. "
+                "-1: from the preset.",
+            )
 
         return io.Schema(
-            node_id="DualProcessDistillLoRA",
+            node_id="DualProcessDistill",
             display_name="Distill LoRA",
             category=CATEGORY,
             description="Trains a LoRA until the critic gives the wanted answers about the model's pictures. The "
-            "model itself is not changed. Cancel keeps what was trained so far in output/dual_process/interrupted.",
+            "model itself is not changed. The preset fits the settings to the MODEL; whatever is set below goes before "
+            "it. Stop and keep ends training well; Cancel keeps the LoRA in models/loras/dual_process/interrupted.",
             search_aliases=["dual process", "train lora", "vlm distillation"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model to teach, with any LoRAs already applied to it."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                io.Autogrow.Input(
-                    "conditionings",
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Conditioning.Input("conditioning", tooltip="One training prompt; a new socket appears."),
-                        prefix="conditioning",
-                        min=1,
-                        max=MAX_PROMPTS,
-                    ),
-                    tooltip="Training prompts: one socket each. More of them make a LoRA that holds for new prompts.",
-                ),
-                io.Latent.Input("latent", tooltip="An empty latent: its size is the size of the training pictures."),
+                Prompts.Input("prompts", tooltip="What to train on, from Training Prompts."),
                 Loss.Input("loss", tooltip="What the critic is asked, from VQA Loss."),
+                io.Combo.Input(
+                    "preset",
+                    options=[AUTO, *preset_names()],
+                    default=AUTO,
+                    tooltip="Where settings come from that are not set below. auto: what suits the MODEL; the node "
+                    "shows which it took.",
+                ),
+                io.Int.Input(
+                    "train_steps",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip="How often the LoRA is improved. More steps learn a hard control better and take longer. "
+                    "0: from the preset (100, or 200 for the demo models).",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="How far each step goes. Too much fools the critic and spoils the pictures, too little "
+                    "learns nothing. 0: from the preset (5e-5, or 5e-4 for the demo models).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**53 - 1,  # what a browser holds exactly
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip=help_of("seed"),
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="An empty latent, for another size of the training pictures than the preset's.",
+                ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Negative prompt; needed only where cfg is not 1."
                 ),
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="Noise levels to use instead of steps and scheduler, the last 0."
                 ),
-                io.Int.Input("train_steps", default=100, min=1, max=100_000, tooltip=help_of("train_steps")),
-                io.Float.Input(
-                    "learning_rate",
-                    default=5e-5,
-                    min=1e-7,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    tooltip=f"{help_of('learning_rate')} 5e-5 suits Flux; the demo models take 5e-4.",
+                Checkpoint.Input(
+                    "resume", optional=True, tooltip="A run to go on with, from Load Distillation Checkpoint."
+                ),
+                Critic.Input(
+                    "referee",
+                    optional=True,
+                    tooltip="A second critic, which does not train but helps to judge whether the first was fooled.",
                 ),
                 io.Int.Input(
-                    "seed",
+                    "width",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip=help_of("seed"),
+                    max=4096,
+                    step=16,
+                    advanced=True,
+                    tooltip="Width of the training pictures in pixels. 0: from the preset.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=help_of("batch_size")),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    advanced=True,
+                    tooltip="Height of the training pictures in pixels. 0: from the preset.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=0,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip=f"{help_of('batch_size')} 0: from the preset.",
+                ),
                 io.Int.Input(
                     "steps",
-                    default=4,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=200,
-                    tooltip="Sampler steps of a whole picture, of which a random one is trained. 1 to 4 for Flux "
-                    "schnell, 20 to 28 for Flux dev.",
+                    advanced=True,
+                    tooltip="Sampler steps of a whole picture, of which a random one is trained. 0: from the preset.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=comfy.samplers.SCHEDULER_NAMES,
-                    default="simple",
+                    options=[FROM_PRESET, *comfy.samplers.SCHEDULER_NAMES],
+                    default=FROM_PRESET,
+                    advanced=True,
                     tooltip="How the sampler's noise levels are spread, as in KSampler.",
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=1.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Classifier-free guidance scale; 1 for distilled models such as Flux.",
+                    advanced=True,
+                    tooltip="Classifier-free guidance scale; 1 for distilled models such as Flux. -1: from the preset.",
                 ),
-                io.Int.Input("rank", default=16, min=1, max=512, advanced=True, tooltip=help_of("rank")),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=512,
+                    advanced=True,
+                    tooltip=f"{help_of('rank')} 0: from the preset (16).",
+                ),
                 io.Float.Input(
                     "lora_alpha",
-                    default=40.0,
-                    min=0.01,
+                    default=0.0,
+                    min=0.0,
                     max=4096.0,
                     step=0.5,
                     advanced=True,
-                    tooltip=help_of("lora_alpha"),
+                    tooltip=f"{help_of('lora_alpha')} 0: from the preset.",
                 ),
                 io.Combo.Input(
                     "lr_schedule",
-                    options=["constant", "cosine"],
+                    options=[FROM_PRESET, "constant", "cosine"],
+                    default=FROM_PRESET,
                     advanced=True,
                     tooltip=f"Learning-rate schedule: {help_of('lr_schedule')}",
                 ),
@@ -132,24 +185,18 @@ class DistillLoRA(io.ComfyNode):
                     advanced=True,
                     tooltip=help_of("gradient_accumulation"),
                 ),
-                io.Float.Input(
-                    "velocity_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.05,
+                weight("anchor"),
+                io.Int.Input(
+                    "anchor_pool",
+                    default=0,
+                    min=0,
+                    max=4096,
                     advanced=True,
-                    tooltip=f"{penalty_help('velocity')} 0.5 to 1 guards against fooling the critic.",
+                    tooltip=f"{field_help(Anchors, 'pool')} Made before training, where anchors weigh. "
+                    "0: from the preset.",
                 ),
-                io.Float.Input(
-                    "range_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip=penalty_help("range"),
-                ),
+                weight("velocity"),
+                weight("range"),
                 io.Float.Input(
                     "max_grad_norm",
                     default=1.0,
@@ -184,220 +231,98 @@ class DistillLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=[AUTO, BOTH, TURNS],
-                    default=AUTO,
-                    optional=True,
+                    options=[AUTO_MEMORY, BOTH, TURNS],
+                    default=AUTO_MEMORY,
                     advanced=True,
                     tooltip="Whether the model and the critics are on the device together, or take turns there, which "
                     "needs less memory and more time for the same LoRA. auto: turns where they do not fit.",
                 ),
-                io.Float.Input(
-                    "anchor_weight",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.05,
-                    optional=True,
+                io.Int.Input(
+                    "look_every",
+                    default=20,
+                    min=0,
+                    max=10_000,
                     advanced=True,
-                    tooltip=f"{penalty_help('anchors')} 1 keeps pictures well; leave velocity_weight at 0 then. A step "
-                    "takes about half as long again.",
+                    tooltip="Steps between two looks at held-out pictures, which the node shows and the critic judges. "
+                    "0: only before and after.",
                 ),
                 io.Int.Input(
-                    "anchor_pool",
-                    default=Anchors().pool,
-                    min=1,
-                    max=4096,
-                    optional=True,
+                    "patience",
+                    default=0,
+                    min=0,
+                    max=1000,
                     advanced=True,
-                    tooltip=f"{field_help(Anchors, 'pool')} Made before training, where anchor_weight is above 0.",
+                    tooltip="Stop early when so many looks at held-out pictures in a row were no better than the best "
+                    "one. 0: never.",
                 ),
-                Critic.Input(
-                    "referee",
-                    optional=True,
-                    tooltip="A second critic, which does not train but helps to judge whether the first was fooled.",
+                io.Combo.Input(
+                    "give",
+                    options=[LAST, BEST],
+                    default=LAST,
+                    advanced=True,
+                    tooltip="Which LoRA comes out: that of the last step, or of the best look at held-out pictures. "
+                    "The other one lies beside the run's report.",
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=50,
+                    min=0,
+                    max=10_000,
+                    advanced=True,
+                    tooltip="Steps between two checkpoints, of which the last two are kept while the run goes on, for "
+                    "Load Distillation Checkpoint. 0: none.",
+                ),
+                io.Combo.Input(
+                    "existing_lora",
+                    options=[NO_LORA, *folder_paths.get_filename_list("loras")],
+                    default=NO_LORA,
+                    advanced=True,
+                    tooltip="A LoRA to start from, of this pack or of others; its rank must not be above rank.",
                 ),
             ],
             outputs=[
                 io.LoraModel.Output(
                     display_name="lora", tooltip="The trained LoRA: to Save Distilled LoRA or Load LoRA Model."
                 ),
-                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step in nats, for Plot Loss Graph."),
-                io.Image.Output(display_name="before", tooltip="A picture of each prompt without the LoRA."),
+                io.Image.Output(
+                    display_name="comparison",
+                    tooltip="Held-out pictures before and after, side by side and labelled, with the overlay.",
+                ),
+                io.Image.Output(display_name="before", tooltip="Held-out pictures without the LoRA."),
                 io.Image.Output(display_name="after", tooltip="The same prompts and noise with the LoRA."),
                 io.String.Output(
                     display_name="verdict",
                     tooltip="What became of the pictures: learned, damaged (what was lost), hacked, or not learned.",
                 ),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step in nats, for Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Changes after a run that was stopped: half a LoRA is never served from the cache."""
+        return runs_left_unfinished(cls.hidden.unique_id if cls.hidden else None)
 
     @classmethod
     def execute(
         cls,
         model: Any,
         vae: Any,
-        conditionings: dict[str, Any],
-        latent: dict[str, Any],
+        prompts: PromptSet,
         loss: VqaTerms,
-        steps: int,
-        scheduler: str,
-        cfg: float,
-        gradient_checkpointing: bool,
+        preset: str,
+        latent: dict[str, Any] | None = None,
         negative: Any = None,
         sigmas: Tensor | None = None,
-        memory: str = AUTO,
+        resume: Any = None,
         referee: Any = None,
-        **settings: Any,
+        **widgets: Any,
     ) -> io.NodeOutput:
-        from ..evaluation.held_out import Examiner
-        from ..generators.comfy_model import ComfyGenerator
-
-        prompts = [c for c in conditionings.values() if c is not None]
+        sources = Sources(model, vae, prompts, loss, latent, negative, sigmas, resume, referee)
         with outside_inference_mode(grad=True):
-            critics, recipe = make_recipe(loss, settings)
-            generator = ComfyGenerator(
-                model,
-                vae,
-                prompts,
-                latent=latent,
-                negative=negative,
-                cfg=cfg,
-                steps=steps,
-                scheduler=scheduler,
-                sigmas=sigmas,
-                gradient_checkpointing=gradient_checkpointing,
-            )
-            take_turns = memory == TURNS or (memory == AUTO and not fit_together(generator, critics, recipe.batch_size))
-            generator.loaded_with = None if take_turns else patchers(critics)
-            progress = Progress(recipe, cls.hidden.unique_id)
-            pairs = held_out(recipe.seed, len(prompts))
-            examiner = Examiner(generator, critics, recipe, pairs, referee, progress.on_picture)
-            before = examiner.look(0.0).images[: len(prompts)]
-            result = train(generator, critics, recipe, progress, take_turns)
-            with kept_if_it_fails(result):
-                found = examiner.compare(examiner.look(1.0))
-                lora = TrainedLora.of(result, workflow_metadata(cls.hidden), found.to_dict())
-        losses = {"loss": [report.loss for report in result.history]}
-        after = found.after.images[: len(prompts)]
-        return io.NodeOutput(lora, losses, to_comfy(before), to_comfy(after), found.verdict.text)
+            taught = teach(sources, preset, widgets, cls.hidden)
+        return io.NodeOutput(taught.lora, taught.comparison, taught.before, taught.after, taught.verdict, taught.losses)
 
 
-def make_recipe(loss: VqaTerms, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The critics by name, and the recipe that asks each its own questions."""
-    from ..distillation import Anchors, Recipe
-
-    critics, questions, settings = {}, [], dict(settings)
-    for number, (critic, asked) in enumerate(loss.terms, start=1):
-        name = "default" if number == 1 else f"critic {number}"
-        critics[name] = critic
-        questions += [replace(question, critic=name) for question in asked]
-    if settings["stop_probability"] >= 1:
-        settings = {**settings, "stop_probability": None}
-    weights = {"velocity": "velocity_weight", "range": "range_weight", "anchors": "anchor_weight"}
-    penalties = {name: settings.pop(widget, 0.0) for name, widget in weights.items()}
-    anchors = Anchors(pool=settings.pop("anchor_pool", Anchors().pool))
-    return critics, Recipe(questions=tuple(questions), penalties=penalties, anchors=anchors, **settings)
-
-
-def held_out(seed: int, num_prompts: int) -> Any:
-    """A picture of every prompt, and a second one of the first few, to see whether seeds still differ."""
-    from ..evaluation.held_out import PROMPTS, HeldOut
-
-    indices = [*range(num_prompts), *range(min(PROMPTS, num_prompts))]
-    return HeldOut(tuple(indices), tuple((seed + number) % 2**64 for number in range(len(indices))))
-
-
-def patchers(critics: dict[str, Any]) -> list[Any]:
-    """Of the critics that ComfyUI manages."""
-    return [critic.patcher for critic in critics.values() if hasattr(critic, "patcher")]
-
-
-def fit_together(generator: Any, critics: dict[str, Any], batch_size: int) -> bool:
-    """Whether model, VAE and critics can be on the device at once, with room for a step of so many pictures."""
-    device = generator.model.load_device
-    if comfy.model_management.is_device_cpu(device):
-        return True
-    ours = {id(p.model): p for p in (generator.model, generator.vae.patcher)}.values()
-    weights = sum(patcher.model_size() for patcher in ours if patcher.load_device == device)
-    judges = critic_sizes(critics, device)
-    # Critics judge one after the other, beside the graph of the pictures.
-    working = generator.working_memory(batch_size) + CRITIC_SHARE * batch_size * max(judges, default=0)
-    reserve = working + comfy.model_management.minimum_inference_memory()
-    return weights + sum(judges) + reserve <= comfy.model_management.get_total_memory(device)
-
-
-def critic_sizes(critics: dict[str, Any], device: Any) -> list[int]:
-    """Bytes of each model that judges on the device, those that ComfyUI does not manage included."""
-    managed = {id(p.model): p.model_size() for p in patchers(critics) if p.load_device == device}
-    fixed = [critic.model for critic in critics.values() if not hasattr(critic, "patcher") and critic.device == device]
-    return [*managed.values(), *(comfy.model_management.module_size(model) for model in fixed)]
-
-
-def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progress, take_turns: bool) -> Any:
-    """The result of a whole run. One that was cancelled, failed or went astray is written down first.
-
-    Raises:
-        InterruptProcessingException: the user cancelled.
-        DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
-    """
-    from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
-
-    try:
-        result = distill(
-            generator,
-            critics,
-            recipe,
-            progress,
-            progress.is_cancelled,
-            take_turns=take_turns,
-            on_anchor=progress.on_anchor,
-        )
-    except DistillationDiverged as error:
-        raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
-    except DistillationFailed as error:
-        log.error("%s It is %s", error, keep(error.result))
-        raise error.cause from None  # ComfyUI knows what to do where memory is full
-    if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step
-        stop(result)
-    return result
-
-
-@contextmanager
-def kept_if_it_fails(result: Any) -> Iterator[None]:
-    """What comes after training may fail, for want of memory for example: the LoRA is written down first.
-
-    Raises:
-        InterruptProcessingException: the user cancelled.
-    """
-    try:
-        yield
-    except comfy.model_management.InterruptProcessingException:
-        stop(result)
-    except Exception as error:
-        log.error("The LoRA is trained, but then %s: %s. It is %s", type(error).__name__, error, keep(result))
-        raise  # as it is: ComfyUI knows what to do where memory is full
-
-
-def stop(result: Any) -> NoReturn:
-    """Writes the LoRA so far down, then ends ComfyUI's run, so that nothing partial is cached."""
-    log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, keep(result))
-    comfy.model_management.interrupt_current_processing(False)
-    raise comfy.model_management.InterruptProcessingException()
-
-
-def keep(result: Any) -> Path:
-    """Writes the LoRA so far, and a checkpoint, under output/dual_process/interrupted; the LoRA's path."""
-    from ..distillation import DualProcessError
-
-    folder = Path(folder_paths.get_output_directory()) / "dual_process" / "interrupted"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = save_lora(free_path(folder, "lora"), TrainedLora.of(result, {}), COMFYUI)
-    try:
-        result.save_checkpoint(path.with_name(path.name.replace(".safetensors", ".checkpoint.safetensors")))
-    except DualProcessError as error:  # the LoRA is what counts
-        log.warning("%s The LoRA is there without a checkpoint to go on from.", error)
-    return path
-
-
-NODES = [DistillLoRA]
+NODES = [Distill]

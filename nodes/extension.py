@@ -9,7 +9,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from .folders import register_folders
 
-MODULES = ("critics", "demo", "questions", "overlays", "ask", "distill", "saving")
+MODULES = (
+    *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving"),
+    "distill_sockets",
+)
 log = logging.getLogger(__name__)
 
 

@@ -17,7 +17,12 @@ class TrainedLora(dict[str, Tensor]):
     Attributes:
         diffusers: the same LoRA under diffusers' names, None for architectures without them.
         metadata: how it was made, for the saved file.
+        preview: labelled pictures before and after, an IMAGE of one, where some were made.
+        view: what the node shows of the run, None where nothing does.
     """
+
+    preview: Tensor | None = None
+    view: Any = None
 
     def __init__(
         self, native: dict[str, Tensor], diffusers: dict[str, Tensor] | None, metadata: dict[str, str]

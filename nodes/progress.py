@@ -15,11 +15,12 @@ PREVIEW_SIZE = 512  # pixels
 class Progress:
     """Called after every step; remembers a cancel that ComfyUI reports only once."""
 
-    def __init__(self, recipe: Any, node_id: str | None) -> None:
+    def __init__(self, recipe: Any, node_id: str | None, has_view: bool = False) -> None:
         self._questions = recipe.questions
         self._overlay = recipe.questions[0].overlay
         self._bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)
         self._node_id = node_id
+        self._has_view = has_view  # which shows pictures and numbers itself
         self._cancelled = False
 
     def is_cancelled(self) -> bool:
@@ -27,6 +28,9 @@ class Progress:
         return self._cancelled
 
     def __call__(self, report: Any, preview: Any) -> None:
+        if self._has_view:
+            self._show(report.step, report.train_steps)
+            return
         picture = preview.image[:1].float().cpu()
         if self._overlay is not None:
             picture = self._overlay.apply(picture)
@@ -54,5 +58,5 @@ class Progress:
             self._cancelled = True
 
     def _say(self, text: str) -> None:
-        if self._node_id is not None and getattr(PromptServer, "instance", None) is not None:
+        if self._node_id is not None and not self._has_view and getattr(PromptServer, "instance", None) is not None:
             PromptServer.instance.send_progress_text(text, self._node_id)

@@ -11,7 +11,8 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 from torch import Tensor
 
-from .lora_model import COMFYUI, DIFFUSERS, free_path, save_lora
+from .lora_model import COMFYUI, DIFFUSERS, TrainedLora, free_path, save_lora
+from .run_files import save_picture
 from .types import CATEGORY
 
 
@@ -54,7 +55,21 @@ class SaveDistilledLoRA(io.ComfyNode):
         target = lora_file(root, name)
         path = save_lora(free_path(target.parent, target.name), lora, format, workflow_metadata(cls.hidden))
         shown = path.relative_to(root).as_posix()
+        if isinstance(lora, TrainedLora):
+            if lora.preview is not None:
+                save_picture(path.with_suffix(".png"), lora.preview)
+            if lora.view is not None:
+                lora.view.saved_as(shown)
         return io.NodeOutput(shown, ui={"text": (f"saved as {shown}",)})
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        """What can be known before training is."""
+        try:
+            lora_file(Path(folder_paths.get_folder_paths("loras")[0]), name)
+        except ValueError as error:
+            return str(error)
+        return True
 
 
 def lora_file(root: Path, name: str) -> Path:

@@ -17,6 +17,8 @@ Critic = io.Custom("DUAL_PROCESS_CRITIC")
 Question = io.Custom("DUAL_PROCESS_QUESTION")
 Overlay = io.Custom("DUAL_PROCESS_OVERLAY")
 Loss = io.Custom("DUAL_PROCESS_LOSS")
+Prompts = io.Custom("DUAL_PROCESS_PROMPTS")
+Checkpoint = io.Custom("DUAL_PROCESS_CHECKPOINT")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,28 @@ class VqaTerms:
     """What travels on a LOSS wire: critics, each with the questions it is asked."""
 
     terms: tuple[tuple[Any, tuple[Any, ...]], ...]  # (critic, questions)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """What travels on a PROMPTS wire: encoded prompts, those to train on and those that are kept back."""
+
+    conditionings: tuple[Any, ...]
+    texts: tuple[str, ...] | None  # of the conditionings, None where not known
+    held_out_conditionings: tuple[Any, ...] = ()
+    held_out_texts: tuple[str, ...] = ()  # always known
+
+    def after(self, other: PromptSet | None) -> PromptSet:
+        """The prompts of `other` and then these; texts are known only if both are."""
+        if other is None:
+            return self
+        known = self.texts is not None and other.texts is not None
+        return PromptSet(
+            (*other.conditionings, *self.conditionings),
+            (*(other.texts or ()), *(self.texts or ())) if known else None,
+            (*other.held_out_conditionings, *self.held_out_conditionings),
+            (*other.held_out_texts, *self.held_out_texts),
+        )
 
 
 @contextmanager

@@ -102,16 +102,16 @@ def test_a_plain_picture_is_the_same_before_and_after_runs(server):
 
 
 def test_cancel_keeps_the_lora_so_far_and_the_next_run_works(server):
-    folder = server.base / "output" / "dual_process" / "interrupted"
+    folder = server.base / "models" / "loras" / "dual_process" / "interrupted"
     prompt = server.queue(distil(train_steps=5000, seed=5))
     server.wait(lambda: server.get("/test/progress").get("distil", 0) >= 2, "train two steps")
     server.post("/interrupt", {})
     entry = server.finish(prompt)
     assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
-    (lora,) = [p for p in folder.glob("lora_*.safetensors") if "checkpoint" not in p.name]
+    (lora,) = folder.glob("lora_*.safetensors")
     with safe_open(lora, "pt") as file:
         assert 0 < json.loads(file.metadata()["dual_process.history"])["steps"] < 5000
-    assert list(folder.glob("*.checkpoint.safetensors"))
+    assert list((server.base / "output" / "dual_process" / "runs").glob("*/checkpoint_*.safetensors"))
     assert server.run(distil(train_steps=2, seed=6))["after"]["images"]
 
 

@@ -180,7 +180,7 @@ def room(pack, monkeypatch):
 def test_turns_are_taken_where_the_device_is_too_small(critic, demo_models, pack, room):
     import comfy.model_management as management
 
-    node = sys.modules[f"{pack.__name__}.nodes.distill"]
+    node = sys.modules[f"{pack.__name__}.nodes.training"]
     generator = SimpleNamespace(model=demo_models[0], vae=demo_models[2], working_memory=lambda batch: 5000 * batch)
     critics = {"default": critic, "demo": demo_models[3]}
     assert node.fit_together(generator, critics, 1)
@@ -194,7 +194,7 @@ def test_turns_are_taken_where_the_device_is_too_small(critic, demo_models, pack
 
 
 def test_larger_pictures_and_batches_need_more_room(critic, demo_models, pack, encode, room, monkeypatch):
-    node = sys.modules[f"{pack.__name__}.nodes.distill"]
+    node = sys.modules[f"{pack.__name__}.nodes.training"]
     kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
     model, _, vae, _ = demo_models
     text, critics = encode("a day sky over the sea"), {"default": critic}

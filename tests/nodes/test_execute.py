@@ -159,15 +159,16 @@ def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch, weights_stay):
             comfy.model_management.interrupt_current_processing()  # as the server's /interrupt does
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    folder = base / "output" / "dual_process" / "interrupted"
-    before = set(folder.glob("*"))
+    folder = base / "models" / "loras" / "dual_process" / "interrupted"
+    before, runs = set(folder.glob("*")), set((base / "output" / "dual_process" / "runs").glob("*/checkpoint*"))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         distil(train_steps=50)
     assert done[-1] == 2
     assert not comfy.model_management.processing_interrupted()  # the next run is not cancelled, too
     new = {p for p in folder.glob("*") if p not in before}
-    assert len(new) == 2
-    (lora,) = [p for p in new if "checkpoint" not in p.name]
+    (lora,) = new
+    (checkpoint,) = set((base / "output" / "dual_process" / "runs").glob("*/checkpoint*")) - runs
+    assert checkpoint.name == "checkpoint_000002.safetensors"
     with safe_open(lora, "pt") as file:
         assert json.loads(file.metadata()["dual_process.history"])["steps"] == 2
     monkeypatch.undo()
@@ -177,11 +178,11 @@ def test_cancel_keeps_the_lora_so_far(distil, comfy, monkeypatch, weights_stay):
 @pytest.fixture
 def kept_steps(comfy):
     """Steps of the one LoRA that the test has left in the folder of interrupted runs."""
-    folder = comfy / "output" / "dual_process" / "interrupted"
+    folder = comfy / "models" / "loras" / "dual_process" / "interrupted"
     before = set(folder.glob("*"))
 
     def read():
-        (lora,) = [p for p in set(folder.glob("*")) - before if "checkpoint" not in p.name]
+        (lora,) = set(folder.glob("*")) - before
         with safe_open(lora, "pt") as file:
             return json.loads(file.metadata()["dual_process.history"])["steps"]
 
@@ -428,7 +429,8 @@ def test_two_loss_nodes_make_two_critics(run, demo_models, loss, pack):
 
     other = run("VLMQuestion", question="Is it night?", answer="No", weight=2.0)[0]
     both = run("VQALoss", critic=demo_models[3], questions={"question0": other}, loss=loss)[0]
-    critics, recipe = import_module(f"{pack.__name__}.nodes.distill").make_recipe(both, {"stop_probability": 1.0})
+    node = import_module(f"{pack.__name__}.nodes.distill_sockets")
+    critics, recipe = node.make_recipe(both, {"stop_probability": 1.0})
     assert list(critics) == ["default", "critic 2"]
     assert [(q.critic, q.answer, q.weight) for q in recipe.questions] == [
         ("default", "Yes", 1.0),

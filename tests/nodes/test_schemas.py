@@ -33,6 +33,16 @@ INPUTS = {
         *("timesteps", "gradient_checkpointing", "memory", "anchor_weight", "anchor_pool", "referee"),
     ],
     "SaveDistilledLoRA": ["lora", "name", "format"],
+    "TrainingPrompts": ["clip", "text", "held_out", "file", "guidance"],
+    "PromptsFromConditionings": ["texts", "prompts", "conditionings"],
+    "LoadDistillationCheckpoint": ["run"],
+    "Distill": [
+        *("model", "vae", "prompts", "loss", "preset", "train_steps", "learning_rate", "seed", "latent", "negative"),
+        *("sigmas", "resume", "referee", "width", "height", "batch_size", "steps", "scheduler", "cfg", "rank"),
+        *("lora_alpha", "lr_schedule", "gradient_accumulation", "anchor_weight", "anchor_pool", "velocity_weight"),
+        *("range_weight", "max_grad_norm", "stop_probability", "timesteps", "gradient_checkpointing", "memory"),
+        *("look_every", "patience", "give", "checkpoint_every", "existing_lora"),
+    ],
 }
 
 

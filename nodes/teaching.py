@@ -1,0 +1,346 @@
+"""One run of Distill LoRA: from what is wired into the node to what comes out of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+from torch import Tensor
+
+from .lora_model import TrainedLora
+from .plan import Plan, make_plan
+from .progress import Progress
+from .run_files import Checkpoints, write_report
+from .saving import workflow_metadata
+from .training import AUTO, TURNS, critics_and_questions, fit_together, keep, patchers
+from .types import PromptSet, VqaTerms, to_comfy
+from .view import View, view_key
+
+LAST, BEST = "last", "best"
+NO_LORA = "(none: a fresh one)"
+SHOWN = 4  # held-out pictures in the node
+log = logging.getLogger(__name__)
+
+_unfinished: dict[str | None, int] = {}
+
+
+def runs_left_unfinished(node_id: str | None) -> int:
+    """How many runs of a node ended before they were done."""
+    return _unfinished.get(node_id, 0)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is wired into the node."""
+
+    model: Any
+    vae: Any
+    prompts: PromptSet
+    loss: VqaTerms
+    latent: dict[str, Any] | None
+    negative: Any
+    sigmas: Tensor | None
+    resume: Any
+    referee: Any
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What comes out of the node."""
+
+    lora: TrainedLora
+    comparison: Tensor
+    before: Tensor
+    after: Tensor
+    verdict: str
+    losses: dict[str, list[float]]
+
+
+def teach(sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -> Taught:
+    """Trains, shows, judges, and writes down what the run leaves.
+
+    Raises:
+        DualProcessError: something does not fit; the message says what to change.
+        InterruptProcessingException: the user cancelled; the LoRA so far lies below models/loras.
+    """
+    plan, generator = prepare(sources, preset, widgets)
+    critics, recipe = make_recipe(sources, plan, widgets)
+    take_turns = widgets["memory"] == TURNS or (
+        widgets["memory"] == AUTO and not fit_together(generator, critics, recipe.batch_size)
+    )
+    generator.loaded_with = None if take_turns else patchers(critics)
+    initial = existing_lora(generator, widgets["existing_lora"], recipe)
+    return Teaching(sources, plan, generator, critics, recipe, take_turns, hidden).run(widgets, initial)
+
+
+def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Plan, Any]:
+    """The plan, and the generator that it is for."""
+    from ..generators.comfy_inputs import preset_architecture
+    from ..generators.comfy_model import ComfyGenerator
+
+    latent, prompts = sources.latent, sources.prompts
+    plan = make_plan(
+        preset,
+        preset_architecture(sources.model),
+        widgets,
+        None if latent is None else pixels_of(latent),
+        None if sources.sigmas is None else len(sources.sigmas) - 1,
+    )
+    known = prompts.texts is not None
+    generator = ComfyGenerator(
+        sources.model,
+        sources.vae,
+        (*prompts.conditionings, *(prompts.held_out_conditionings if known else ())),
+        latent=latent or empty_latent(plan.height, plan.width),
+        negative=sources.negative,
+        cfg=plan.cfg,
+        steps=plan.steps,
+        scheduler=plan.scheduler,
+        sigmas=sources.sigmas,
+        prompts=(*prompts.texts, *prompts.held_out_texts) if prompts.texts is not None else None,
+        gradient_checkpointing=widgets["gradient_checkpointing"] and generator_can_checkpoint(sources.model),
+    )
+    return plan, generator
+
+
+def generator_can_checkpoint(model: Any) -> bool:
+    """Only Flux models can; where it is on by default, others need no warning."""
+    import comfy.ldm.flux.model
+
+    return isinstance(model.model.diffusion_model, comfy.ldm.flux.model.Flux)
+
+
+def pixels_of(latent: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of a LATENT's pictures."""
+    ratio = latent.get("downscale_ratio_spacial") or 8
+    height, width = latent["samples"].shape[-2:]
+    return height * ratio, width * ratio
+
+
+def empty_latent(height: int, width: int) -> dict[str, Any]:
+    """As EmptyLatentImage makes it; the generator adapts it to its model."""
+    return {"samples": torch.zeros(1, 4, height // 8, width // 8), "downscale_ratio_spacial": 8}
+
+
+def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The critics by name, and the recipe that asks each its own questions."""
+    from ..distillation import Recipe
+
+    critics, questions = critics_and_questions(sources.loss)
+    given = {name: widgets[name] for name in ("seed", "gradient_accumulation", "max_grad_norm", "timesteps")}
+    stop = widgets["stop_probability"]
+    recipe = Recipe(
+        questions=questions,
+        prompts=sources.prompts.texts or (),
+        held_out=sources.prompts.held_out_texts if sources.prompts.texts is not None else (),
+        stop_probability=None if stop >= 1 else stop,
+        **given,
+        **plan.recipe,
+    )
+    return critics, recipe
+
+
+def existing_lora(generator: Any, name: str, recipe: Any) -> dict[str, Tensor] | None:
+    """The LoRA to start from, in the form of the one that is trained; None for a fresh one."""
+    if name == NO_LORA:
+        return None
+    from ..core.tensor_file import read_tensors
+
+    state, _ = read_tensors(folder_paths.get_full_path_or_raise("loras", name))
+    return generator.as_initial(state, recipe.rank, recipe.lora_alpha, recipe.seed)
+
+
+class Teaching:
+    """A run whose parts are ready."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        plan: Plan,
+        generator: Any,
+        critics: dict[str, Any],
+        recipe: Any,
+        take_turns: bool,
+        hidden: Any,
+    ) -> None:
+        from ..evaluation.held_out import Examiner, HeldOut, held_out_pairs
+
+        self.generator, self.critics, self.recipe, self.take_turns = generator, critics, recipe, take_turns
+        self.hidden, self.plan = hidden, plan
+        self.resume_from = None if sources.resume is None else sources.resume.path
+        pairs = held_out_pairs(generator, recipe)
+        some = first_of_each(pairs, SHOWN)
+        words = generator.prompts
+        captions = [words[i] if words is not None else f"prompt {i + 1}" for i in some.indices]
+        about = [plan.describe(), *plan.notes, *notes_on(sources)]
+        for note in about[1:]:
+            log.warning("%s", note)
+        key = view_key(hidden)
+        self.view = View(key, hidden.unique_id, recipe, captions, about)
+        self.progress = Progress(recipe, hidden.unique_id, has_view=key is not None)
+        self.examiner = Examiner(generator, critics, recipe, pairs, sources.referee, self.on_picture)
+        self.shown = Examiner(generator, critics, recipe, HeldOut(some.indices, some.seeds))
+        self.captions = captions
+        self.overlay = next((q.overlay for q in recipe.questions if q.role == "control"), None)
+
+    def run(self, widgets: dict[str, Any], initial: dict[str, Tensor] | None) -> Taught:
+        """The whole of it. Whatever happens, the view says how it ended."""
+        try:
+            return self._run(widgets, initial)
+        except comfy.model_management.InterruptProcessingException:
+            self.view.finish("stopped", self.view.state["message"] or "cancelled before the first step")
+            raise
+        except Exception as error:
+            self.view.finish("failed", str(error))
+            raise
+
+    def _run(self, widgets: dict[str, Any], initial: dict[str, Tensor] | None) -> Taught:
+        from ..evaluation.watch import Watch
+
+        before = self.examiner.look(0.0)
+        base = self.shown.look(0.0, other_size=False)
+        self.show(0, base, None)
+        # One that looks only at the end looks after the last step.
+        watch = Watch(self.shown, widgets["look_every"] or self.recipe.train_steps, widgets["patience"], self.on_glance)
+        checkpoints = Checkpoints(self.view.folder, widgets["checkpoint_every"], self.picture)
+        result = self.distil([watch, checkpoints], initial)
+        partial = result.stop_reason == "interrupted"
+        if partial and self.cancelled():
+            self.stop(result, watch)
+        if widgets["give"] == BEST and watch.best is not None:
+            result = result.at(watch.best)
+        try:
+            findings = self.examiner.compare(self.examiner.look(1.0))
+        except comfy.model_management.InterruptProcessingException:
+            self.stop(result, watch)
+        except Exception as error:
+            log.error("The LoRA is trained, but then %s: %s. It is %s", type(error).__name__, error, self.keep(result))
+            raise  # as it is: ComfyUI knows what to do where memory is full
+        return self.finish(result, watch, before, findings, partial, checkpoints)
+
+    def distil(self, observers: list[Any], initial: dict[str, Tensor] | None) -> Any:
+        """The result of the training. One that failed or went astray is written down first.
+
+        Raises:
+            DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
+        """
+        from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
+
+        try:
+            return distill(
+                self.generator,
+                self.critics,
+                self.recipe,
+                self.on_step,
+                lambda: self.cancelled() or self.view.stop_requested,
+                self.resume_from,
+                take_turns=self.take_turns,
+                on_anchor=self.on_anchor,
+                observers=observers,
+                initial_lora=initial,
+            )
+        except DistillationDiverged as error:
+            raise DualProcessError(f"{error} The LoRA so far is {self.keep(error.result)}.") from error
+        except DistillationFailed as error:
+            log.error("%s It is %s", error, self.keep(error.result))
+            raise error.cause from None  # ComfyUI knows what to do where memory is full
+
+    # How it ends
+
+    def stop(self, result: Any, watch: Any) -> None:
+        """Writes the LoRA so far down, then ends ComfyUI's run, so that nothing partial is cached."""
+        name = self.keep(result, watch)
+        self.view.say(f"stopped at step {result.steps}, saved as {name}")
+        log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, name)
+        comfy.model_management.interrupt_current_processing(False)
+        raise comfy.model_management.InterruptProcessingException()
+
+    def keep(self, result: Any, watch: Any = None) -> str:
+        findings = None if watch is None else watch.comparison()
+        verdict = None if findings is None else findings.to_dict()
+        checkpoints = Checkpoints(self.view.folder, picture=self.picture)
+        name = keep(result, checkpoints, workflow_metadata(self.hidden), verdict)
+        self.view.saved_as(name)
+        return name
+
+    def finish(self, result: Any, watch: Any, before: Any, findings: Any, partial: bool, checkpoints: Any) -> Taught:
+        verdict = findings.to_dict()
+        lora = TrainedLora.of(result, workflow_metadata(self.hidden), verdict)
+        lora.preview = write_report(self.view.folder, result, watch, findings, self.overlay, self.captions_of_all())
+        lora.view = self.view
+        if partial:
+            checkpoints.keep(result)
+            _unfinished[self.hidden.unique_id] = runs_left_unfinished(self.hidden.unique_id) + 1
+        else:
+            checkpoints.forget()
+        message = f"stopped at step {result.steps} and kept" if partial else ""
+        if result.stop_reason == "early_stop":
+            message = f"stopped early, at step {result.steps}"
+        self.view.finish("done", message, verdict=verdict)
+        return Taught(
+            lora,
+            lora.preview,
+            to_comfy(before.images),
+            to_comfy(findings.after.images),
+            findings.verdict.text,
+            {"loss": [report.loss for report in result.history]},
+        )
+
+    def captions_of_all(self) -> list[str]:
+        words = self.generator.prompts
+        return [words[i] if words is not None else f"prompt {i + 1}" for i in self.examiner.pairs.indices]
+
+    # What the user sees of it
+
+    def cancelled(self) -> bool:
+        return self.progress.is_cancelled()
+
+    def on_step(self, report: Any, preview: Any) -> None:
+        self.progress(report, preview)
+        self.view.on_step(report, preview)
+
+    def on_anchor(self, done: int, total: int) -> None:
+        self.progress.on_anchor(done, total)
+        self.view.on_anchor(done, total)
+
+    def on_picture(self, done: int, total: int) -> None:
+        self.progress.on_picture(done, total)
+        self.view.on_picture(done, total)
+
+    def on_glance(self, glance: Any) -> None:
+        self.show(glance.step, glance.look, glance.score)
+
+    def show(self, step: int, look: Any, score: float | None) -> None:
+        pictures = look.images if self.overlay is None else self.overlay.apply(look.images)
+        known = {name: round(value, 4) for name, value in look.measures.items() if name.startswith("p_")}
+        self.view.show(step, pictures, {"score": score, **known})
+
+    def picture(self) -> Path | None:
+        """The newest picture of the view, which a checkpoint is listed with."""
+        path = self.view.folder / "now_0.jpg"
+        return path if path.is_file() else None
+
+
+def first_of_each(pairs: Any, most: int) -> Any:
+    """A pair of each prompt; two of a single one."""
+    from ..evaluation.held_out import HeldOut
+
+    numbers = [n for n, index in enumerate(pairs.indices) if index not in pairs.indices[:n]][:most]
+    numbers = numbers if len(numbers) > 1 else list(range(min(2, len(pairs))))
+    return HeldOut(tuple(pairs.indices[n] for n in numbers), tuple(pairs.seeds[n] for n in numbers))
+
+
+def notes_on(sources: Sources) -> list[str]:
+    """What the user should know of the sockets."""
+    notes: list[str] = []
+    count = 1 if sources.latent is None else len(sources.latent["samples"])
+    if count > 1:
+        notes.append(f"The LATENT holds {count} pictures, of which only the size counts: set batch_size instead.")
+    if sources.prompts.texts is None and sources.prompts.held_out_texts:
+        notes.append("Held-out prompts are left out: they need the texts of all training prompts.")
+    return notes
