@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DualProcessError(Exception):
     """Base class of every error that the pack raises on purpose."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Hosts show an error's full name: without the path of the folder that ComfyUI has loaded the pack from."""
+        super().__init_subclass__(**settings)
+        cls.__module__ = "dual_process"
+
+
+DualProcessError.__module__ = "dual_process"
 
 
 class RecipeError(DualProcessError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
@@ -160,6 +161,13 @@ class TransformersCritic:
                     logits = self._logits(self._inputs(images, shared), shared.predicting)
                 scores = _rate_shared(logits, shared, len(rows))
             return scores.to(images.device)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that the tokenizer has no piece for, so that the model cannot read them; most tokenizers know all."""
+        tokenizer = self.processor.tokenizer
+        unknown = tokenizer.unk_token_id
+        words = dict.fromkeys(re.findall(r"\w+", text)) if unknown is not None else {}
+        return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     @torch.no_grad()
     def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import overlays
-from ..distillation import Question, Recipe
+from ..distillation import PRESETS, Question, Recipe
 from ..distillation.question import KEEP
 from ..evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ..evaluation.fidelity import Truth
@@ -92,16 +92,8 @@ def _keep(
 
 def _recipe(asked: Sequence[Question], prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
     """The demo's settings; benchmarks/README.md has the figures that they come from."""
-    settings: dict[str, Any] = {
-        "train_steps": 200,
-        "learning_rate": 5e-4,
-        "lr_schedule": "cosine",
-        "lora_alpha": 64.0,
-        "batch_size": 4,
-        "num_inference_steps": 1,
-        "penalties": {"anchors": 1.0, "range": 1.0},
-    }
-    return Recipe(prompts=tuple(prompts), seed=seed, **{"questions": tuple(asked), **settings, **changes})
+    settings = {"questions": tuple(asked), "num_inference_steps": PRESETS["demo"].steps, **PRESETS["demo"].recipe}
+    return Recipe(prompts=tuple(prompts), seed=seed, **{**settings, **changes})
 
 
 def _spread(values: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -163,8 +164,8 @@ def check_questions(
     """Refuses questions that cannot be asked, before anything is trained.
 
     Raises:
-        RecipeError: an unknown critic, an overlay that is still plain data, words of prompts that carry none, or
-            prompts that no question is for.
+        RecipeError: an unknown critic, an overlay that is still plain data, words of prompts that carry none,
+            prompts that no question is for, or two questions that want different answers to the same.
     """
     for number, question in enumerate(questions, start=1):
         if question.critic not in critics:
@@ -185,6 +186,19 @@ def check_questions(
             raise RecipeError(
                 f"Question {number} is for the prompts {question.prompts}, but only 0 to {num_prompts - 1} exist."
             )
+    _check_agreement(questions)
     silent = [p for p in range(num_prompts) if not any(q.is_for(p) for q in questions)]
     if silent:
         raise RecipeError(f"No question is for the prompts {silent}. Remove them or ask something about them.")
+
+
+def _check_agreement(questions: Sequence[Question]) -> None:
+    """Raises RecipeError where one question is to be answered in two ways about the same pictures."""
+    for one, other in itertools.combinations(questions, 2):
+        same = (one.text, one.overlay, one.critic) == (other.text, other.overlay, other.critic)
+        shared = one.prompts is None or other.prompts is None or {*one.prompts} & {*other.prompts}
+        if same and shared and one.answer != other.answer:
+            raise RecipeError(
+                f"The question {one.text!r} is to be answered {one.answer!r} and {other.answer!r} at once. Leave one "
+                "out, or give each its own prompts."
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..core.errors import RecipeError
 from ..core.protocols import Overlay
 from .checks import check, check_number, is_list
 
@@ -43,8 +44,12 @@ class Question:
     )
 
     def __post_init__(self) -> None:
-        check(isinstance(self.text, str) and bool(self.text.strip()), "a question's text", "some text", self.text)
-        check(isinstance(self.answer, str) and bool(self.answer.strip()), "a question's answer", "text", self.answer)
+        check(isinstance(self.text, str), "a question's text", "some text", self.text)
+        check(isinstance(self.answer, str), "a question's answer", "text", self.answer)
+        if not self.text.strip():
+            raise RecipeError("The question is empty: type one.")
+        if not self.answer.strip():
+            raise RecipeError(f"The question {self.text!r} has no answer: type the one that is wanted, such as Yes.")
         check_number("a question's weight", self.weight, above=0)
         check(isinstance(self.critic, str) and bool(self.critic), "a question's critic", "a name", self.critic)
         if self.contrast is not None:

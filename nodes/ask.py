@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .questions import question_slots
+from .questions import connected, question_slots
 from .types import CATEGORY, Critic, outside_inference_mode, to_comfy, to_engine
 
 
@@ -29,7 +29,6 @@ class AskVLMCritic(io.ComfyNode):
             inputs=[
                 Critic.Input("critic", tooltip="Who is asked."),
                 io.Image.Input("image", tooltip="Pictures of any size, each asked every question."),
-                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
                 io.Int.Input(
                     "max_new_tokens",
                     default=16,
@@ -38,6 +37,7 @@ class AskVLMCritic(io.ComfyNode):
                     advanced=True,
                     tooltip="Longest reply, in tokens.",
                 ),
+                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
             ],
             outputs=[
                 io.String.Output(
@@ -56,9 +56,10 @@ class AskVLMCritic(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, critic: Any, image: Tensor, questions: dict[str, Any], max_new_tokens: int) -> io.NodeOutput:
-        given = [q for q in questions.values() if q is not None]
-        asked = [replace(q, answer=q.choices[0]) if q.is_as_before else q for q in given]
+    def execute(
+        cls, critic: Any, image: Tensor, max_new_tokens: int, questions: dict[str, Any] | None = None
+    ) -> io.NodeOutput:
+        asked = [replace(q, answer=q.choices[0]) if q.is_as_before else q for q in connected(questions)]
         bar = comfy.utils.ProgressBar(len(image), node_id=cls.hidden.unique_id)
         lines, p_answer, seen = [], [], []
         with outside_inference_mode():

@@ -21,9 +21,30 @@ def question_slots() -> io.Autogrow.TemplatePrefix:
     return io.Autogrow.TemplatePrefix(
         Question.Input("question", tooltip="A question from a VLM Question node; a new socket appears for the next."),
         prefix="question",
-        min=1,
+        min=0,  # checked by `connected`, which says what to do
         max=MAX_QUESTIONS,
     )
+
+
+def connected(questions: dict[str, Any] | None) -> list[Any]:
+    """The questions of a node's sockets, gaps left out.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    from ..distillation import RecipeError
+
+    found = [question for question in (questions or {}).values() if question is not None]
+    if not found:
+        raise RecipeError(
+            "No question is connected: connect a VLM Question, and see that it is neither muted nor bypassed."
+        )
+    return found
+
+
+def check_text(question: str | None) -> bool | str:
+    """For a node's `validate_inputs`: a text that comes by a wire is not known yet (None)."""
+    return True if question is None or question.strip() else "The question is empty: type one."
 
 
 def prompts_input() -> io.String.Input:
@@ -95,6 +116,10 @@ class VLMQuestion(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, question: str | None = None) -> bool | str:
+        return check_text(question)
+
+    @classmethod
     def execute(
         cls, question: str, answer: str, weight: float, overlay: Any = None, contrast: str = "", prompts: str = ""
     ) -> io.NodeOutput:
@@ -127,17 +152,21 @@ class KeepQuestion(io.ComfyNode):
                 io.String.Input("answer", default=AS_BEFORE, tooltip=field_help(Asked, "answer")),
                 io.Float.Input(
                     "weight",
-                    default=0.3,
+                    default=0.5,
                     min=0.01,
                     max=100.0,
                     step=0.05,
-                    tooltip=f"{field_help(Asked, 'weight')} 0.3 keeps things beside a control of weight 1.",
+                    tooltip=f"{field_help(Asked, 'weight')} 0.5 keeps things beside a control of weight 1.",
                 ),
                 Overlay.Input("overlay", optional=True, tooltip=field_help(Asked, "overlay")),
                 prompts_input(),
             ],
             outputs=[Question.Output(display_name="question", tooltip="For VQA Loss, beside the control's question.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, question: str | None = None) -> bool | str:
+        return check_text(question)
 
     @classmethod
     def execute(
@@ -161,18 +190,19 @@ class VQALoss(io.ComfyNode):
             search_aliases=["vlm loss", "dual process loss"],
             inputs=[
                 Critic.Input("critic", tooltip="Who is asked."),
-                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
                 Loss.Input(
                     "loss", optional=True, tooltip="Another VQA Loss to add to: several critics train together."
                 ),
+                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
             ],
             outputs=[Loss.Output(display_name="loss", tooltip="For Distill LoRA, or for another VQA Loss.")],
         )
 
     @classmethod
-    def execute(cls, critic: Any, questions: dict[str, Any], loss: VqaTerms | None = None) -> io.NodeOutput:
-        asked = tuple(q for q in questions.values() if q is not None)
-        return io.NodeOutput(VqaTerms((*(loss.terms if loss else ()), (critic, asked))))
+    def execute(
+        cls, critic: Any, questions: dict[str, Any] | None = None, loss: VqaTerms | None = None
+    ) -> io.NodeOutput:
+        return io.NodeOutput(VqaTerms((*(loss.terms if loss else ()), (critic, tuple(connected(questions))))))
 
 
 NODES = [VLMQuestion, KeepQuestion, VQALoss]

@@ -28,7 +28,9 @@ class SaveDistilledLoRA(io.ComfyNode):
             search_aliases=["export lora", "save lora"],
             is_output_node=True,
             inputs=[
-                io.LoraModel.Input("lora", tooltip="A LoRA from Distill LoRA, or from core's own training node."),
+                io.LoraModel.Input(
+                    "lora", optional=True, tooltip="A LoRA from Distill LoRA, or from core's own training node."
+                ),
                 io.String.Input(
                     "name",
                     default="dual_process/lora",
@@ -50,7 +52,13 @@ class SaveDistilledLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora: dict[str, Tensor], name: str, format: str) -> io.NodeOutput:
+    def execute(cls, name: str, format: str, lora: dict[str, Tensor] | None = None) -> io.NodeOutput:
+        from ..distillation import LoraFileError
+
+        if lora is None:
+            raise LoraFileError(
+                "There is no LoRA to save: connect Distill LoRA, and see that it is neither muted nor bypassed."
+            )
         root = Path(folder_paths.get_folder_paths("loras")[0])
         target = lora_file(root, name)
         path = save_lora(free_path(target.parent, target.name), lora, format, workflow_metadata(cls.hidden))

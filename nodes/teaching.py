@@ -177,7 +177,7 @@ class Teaching:
         some = first_of_each(pairs, SHOWN)
         words = generator.prompts
         captions = [words[i] if words is not None else f"prompt {i + 1}" for i in some.indices]
-        about = [plan.describe(), *plan.notes, *notes_on(sources)]
+        about = [plan.describe(), *plan.notes, *notes_on(sources), *unknown_words(plan, critics, recipe)]
         for note in about[1:]:
             log.warning("%s", note)
         key = view_key(hidden)
@@ -343,4 +343,22 @@ def notes_on(sources: Sources) -> list[str]:
         notes.append(f"The LATENT holds {count} pictures, of which only the size counts: set batch_size instead.")
     if sources.prompts.texts is None and sources.prompts.held_out_texts:
         notes.append("Held-out prompts are left out: they need the texts of all training prompts.")
+    return notes
+
+
+def unknown_words(plan: Plan, critics: dict[str, Any], recipe: Any) -> list[str]:
+    """Notes on words that a model with a small vocabulary cannot read."""
+    from ..demo.tokenizer import PROMPT_WORDS
+    from ..distillation import PRESETS
+    from ..distillation.question import AS_BEFORE
+
+    notes: list[str] = []
+    if plan.preset is PRESETS["demo"]:
+        words = {word for prompt in (*recipe.prompts, *recipe.held_out) for word in prompt.lower().split()}
+        if strange := sorted(words - {*PROMPT_WORDS}):
+            notes.append(f"The demo models do not know {', '.join(strange)}; they know {', '.join(PROMPT_WORDS)}.")
+    for question in recipe.questions:
+        know = getattr(critics[question.critic], "unknown_words", lambda text: [])
+        if strange := know(f"{question.text} {question.answer}".replace(AS_BEFORE, "")):
+            notes.append(f"The critic cannot read {', '.join(strange)} in {question.text!r}, and guesses.")
     return notes

@@ -443,3 +443,22 @@ def test_a_host_that_stops_its_model_as_training_is_left_gets_the_steps_before()
     for take_turns in (False, True):
         result = distill(Hosted(), FakeCritic(), recipe(train_steps=9), take_turns=take_turns)
         assert (result.stop_reason, result.steps) == ("interrupted", 1 if take_turns else 3)
+
+
+def test_a_run_starts_from_a_given_lora():
+    first = distill(FakeGenerator(), FakeCritic(), recipe(*QUESTIONS, train_steps=3))
+    weights = {name: p.detach().clone() for name, p in first.generator.lora_parameters().items()}
+    still = distill(
+        FakeGenerator(), FakeCritic(), recipe(*QUESTIONS, train_steps=1, learning_rate=1e-12), initial_lora=weights
+    )
+    assert same(lora(still), lora(first), 1e-9)
+    with pytest.raises(RecipeError, match=r"1 of 2 tensors differ, such as a .*Start from one of this model and rank"):
+        distill(FakeGenerator(), FakeCritic(), recipe(*QUESTIONS), initial_lora={**weights, "a": torch.zeros(3, 3)})
+
+
+def test_two_answers_to_one_question_are_refused():
+    both = (Question("a", "Yes"), Question("a", "No"))
+    with pytest.raises(RecipeError, match="to be answered 'Yes' and 'No' at once"):
+        distill(FakeGenerator(), FakeCritic(), recipe(*both))
+    apart = (Question("a", "Yes", prompts=(0,)), Question("a", "No", prompts=(1,)), Question("a", "No", overlay=LINE))
+    assert distill(FakeGenerator(), FakeCritic(), recipe(*apart, train_steps=1)).steps == 1
