@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import overlays
-from ..distillation import PRESETS, Question, Recipe
-from ..distillation.question import KEEP
+from ..distillation import PRESETS, Question, Recipe, keep_questions
 from ..evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ..evaluation.fidelity import Truth
 from ..evaluation.measures import brightness, horizon_position, palette_error
@@ -33,7 +32,6 @@ from .world import (
 )
 
 DEFAULT_LINE = 0.3
-KEEP_WEIGHT = 0.5
 DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
@@ -68,26 +66,6 @@ PALETTE_KEPT = Guard("palette_accuracy", "the palette that the prompt names", dr
 HORIZON_KEPT = Guard(
     "horizon_shift_px.median", "the horizon's place", most=5.0, name="median shift of the horizon in pixels"
 )
-
-
-def keep_objects(prompts: Sequence[str]) -> tuple[Question, ...]:
-    """Whether there is a house, a tree, a ball: as each prompt says; what it leaves out weighs a third."""
-    return tuple(
-        question
-        for name in OBJECTS[1:]
-        for answer, weight in (("Yes", KEEP_WEIGHT), ("No", KEEP_WEIGHT / 3))
-        for question in _keep(
-            questions.THING[0].format(f"a {name}"), answer, weight, prompts, lambda words, n=name: words.object == n
-        )
-    )
-
-
-def _keep(
-    text: str, answer: str, weight: float, prompts: Sequence[str], holds: Callable[[Words], bool]
-) -> tuple[Question, ...]:
-    """A keep question for the prompts of which it holds (for "Yes") or does not; none if there is no such prompt."""
-    chosen = tuple(i for i, prompt in enumerate(prompts) if holds(parse_prompt(prompt)) == (answer == "Yes"))
-    return (Question(text, answer, weight, prompts=chosen, role=KEEP),) if chosen else ()
 
 
 def _recipe(asked: Sequence[Question], prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
@@ -146,7 +124,7 @@ def horizon_control(line: float = DEFAULT_LINE, seed: int = 0, **changes: Any) -
 
     return Control(
         name="horizon",
-        recipe=_recipe((question, *keep_objects(_TRAINED)), _TRAINED, seed, **changes),
+        recipe=_recipe((question, *keep_questions(PRESETS["demo"], _TRAINED)), _TRAINED, seed, **changes),
         asked=(question,),
         held_out=tuple(_HELD_OUT),
         measure=measure,
@@ -173,7 +151,7 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
         name="palette",
         # Hardly any base picture is in these colours, so that anchors alone let the horizon drift.
         recipe=_recipe(
-            (question, *keep_objects(_TRAINED)),
+            (question, *keep_questions(PRESETS["demo"], _TRAINED)),
             _TRAINED,
             seed,
             **{"penalties": {"anchors": 1.0, "velocity": 0.2, "range": 1.0}, **changes},
@@ -205,7 +183,7 @@ def night_control(seed: int = 0, **changes: Any) -> Control:
 
     return Control(
         name="night",
-        recipe=_recipe((question, *keep_objects(_SILENT)), _SILENT, seed, **changes),
+        recipe=_recipe((question, *keep_questions(PRESETS["demo"], _SILENT)), _SILENT, seed, **changes),
         asked=(question,),
         held_out=tuple(_HELD_OUT_SILENT),
         measure=measure,

@@ -12,7 +12,7 @@ from ..core.errors import (
 )
 from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay, Sampling
 from .loop import distill
-from .presets import GENERAL, PRESETS, Preset, preset_for
+from .presets import GENERAL, PRESETS, Preset, keep_questions, preset_for
 from .question import Question
 from .recipe import Anchors, Recipe
 from .result import (
@@ -55,5 +55,6 @@ __all__ = [
     "StepReport",
     "StopRequested",
     "distill",
+    "keep_questions",
     "preset_for",
 ]

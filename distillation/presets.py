@@ -5,12 +5,15 @@ A new architecture is an entry of `PRESETS` under the name that its generator re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from .question import KEEP, PROMPT, Question
 from .recipe import Anchors
+
+KEEP_WEIGHT = 0.5  # beside a control of weight 1
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Preset:
     scheduler: str = field(default="simple", metadata={"help": "How the sampler's noise levels are spread."})
     cfg: float = field(default=1.0, metadata={"help": "Classifier-free guidance scale; 1 for distilled models."})
 
+    things: tuple[str, ...] = field(default=(), metadata={"help": "Words that keep questions ask for, if any."})
+    keep_text: str = field(
+        default=f'Does this figure show "{PROMPT}"? Please answer Yes or No.',  # VQAScore, Lin et al. 2024
+        metadata={"help": "A keep question, about a thing ({}) or a prompt, as the preset's critics read it."},
+    )
     distilled: bool = field(default=False, metadata={"help": "Whether guidance is built in, so that cfg stays 1."})
     least_steps: int = field(default=1, metadata={"help": "Sampler steps below which pictures are not finished."})
     most_steps: int | None = field(default=None, metadata={"help": "Sampler steps above which nothing is gained."})
@@ -74,6 +82,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             *("demo models", "Figures in benchmarks/README.md.", DEMO),
             height=112,
             width=112,
+            things=("house", "tree", "ball"),
+            keep_text="Is there a {} in the image?",
             distilled=True,
             most_steps=4,
             most_pixels=160 * 160,
@@ -107,3 +117,21 @@ GENERAL = Preset(
 def preset_for(architecture: str) -> Preset:
     """The preset of an architecture; `GENERAL` where there is none."""
     return PRESETS.get(architecture, GENERAL)
+
+
+def keep_questions(preset: Preset, prompts: Sequence[str]) -> tuple[Question, ...]:
+    """What a preset asks to be kept of prompts: that the picture shows the prompt, or each thing as the prompt says.
+
+    A thing that a prompt leaves out weighs a third: most prompts name none.
+    """
+    if not preset.things:
+        return (Question(preset.keep_text, weight=KEEP_WEIGHT, role=KEEP),)
+    asked = []
+    for thing in preset.things:
+        named = [i for i, prompt in enumerate(prompts) if thing in prompt.lower().split()]
+        left_out = [i for i in range(len(prompts)) if i not in named]
+        for answer, numbers, weight in (("Yes", named, KEEP_WEIGHT), ("No", left_out, KEEP_WEIGHT / 3)):
+            if numbers:
+                text = preset.keep_text.format(thing)
+                asked.append(Question(text, answer, weight, prompts=tuple(numbers), role=KEEP))
+    return tuple(asked)

@@ -16,6 +16,8 @@ from .training import AUTO as AUTO_MEMORY
 from .training import BOTH, TURNS
 from .types import CATEGORY, Checkpoint, Critic, Loss, Prompts, PromptSet, VqaTerms, outside_inference_mode
 
+NO_QUESTIONS = "none"
+
 
 class Distill(io.ComfyNode):
     @classmethod
@@ -278,6 +280,14 @@ class Distill(io.ComfyNode):
                     default=NO_LORA,
                     advanced=True,
                     tooltip="A LoRA to start from, of this pack or of others; its rank must not be above rank.",
+                ),
+                io.Combo.Input(
+                    "keep_questions",
+                    options=[FROM_PRESET, NO_QUESTIONS],
+                    default=FROM_PRESET,
+                    advanced=True,
+                    tooltip="What the critic is asked besides, so that the pictures keep what the prompts say. With a "
+                    "Keep Question of your own, only that one counts.",
                 ),
             ],
             outputs=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .lora_model import TrainedLora
-from .plan import Plan, make_plan
+from .plan import FROM_PRESET, Plan, make_plan
 from .progress import Progress
 from .run_files import Checkpoints, write_report
 from .saving import workflow_metadata
@@ -132,6 +133,7 @@ def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[
     from ..distillation import Recipe
 
     critics, questions = critics_and_questions(sources.loss)
+    questions = (*questions, *kept_by_the_preset(sources, plan, questions, widgets["keep_questions"]))
     given = {name: widgets[name] for name in ("seed", "gradient_accumulation", "max_grad_norm", "timesteps")}
     stop = widgets["stop_probability"]
     recipe = Recipe(
@@ -143,6 +145,17 @@ def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[
         **plan.recipe,
     )
     return critics, recipe
+
+
+def kept_by_the_preset(sources: Sources, plan: Plan, questions: Sequence[Any], choice: str) -> tuple[Any, ...]:
+    """The preset's keep questions, where the user has asked none and the words of the prompts are known."""
+    from ..distillation import keep_questions
+    from ..evaluation.held_out import can_read
+
+    texts, critic = sources.prompts.texts, sources.loss.terms[0][0]
+    if choice != FROM_PRESET or texts is None or any(q.role == "keep" for q in questions):
+        return ()
+    return tuple(q for q in keep_questions(plan.preset, texts) if can_read(critic, q.text))
 
 
 def existing_lora(generator: Any, name: str, recipe: Any) -> dict[str, Tensor] | None:
@@ -193,7 +206,8 @@ class Teaching:
         try:
             return self._run(widgets, initial)
         except comfy.model_management.InterruptProcessingException:
-            self.view.finish("stopped", self.view.state["message"] or "cancelled before the first step")
+            trained = self.view.state["step"]
+            self.view.finish("stopped", self.view.state["message"] if trained else "cancelled before the first step")
             raise
         except Exception as error:
             self.view.finish("failed", str(error))
@@ -254,9 +268,10 @@ class Teaching:
 
     def stop(self, result: Any, watch: Any) -> None:
         """Writes the LoRA so far down, then ends ComfyUI's run, so that nothing partial is cached."""
-        name = self.keep(result, watch)
-        self.view.say(f"stopped at step {result.steps}, saved as {name}")
-        log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, name)
+        if result.steps:
+            name = self.keep(result, watch)
+            self.view.say(f"stopped at step {result.steps}, saved as {name}")
+            log.info("Cancelled after %d steps: the LoRA so far is %s", result.steps, name)
         comfy.model_management.interrupt_current_processing(False)
         raise comfy.model_management.InterruptProcessingException()
 

@@ -138,7 +138,7 @@ def test_cancel_keeps_the_lora_where_loaders_list_it(teach, comfy, view, monkeyp
     import folder_paths
 
     def hook(value, total, preview, **_):
-        if value == 2:
+        if (value, total) == (2, 50):
             comfy.model_management.interrupt_current_processing()  # as the server's /interrupt does
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)

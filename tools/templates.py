@@ -1,0 +1,391 @@
+"""Writes `workflows/*.json` from definitions, through ComfyUI's own frontend, which knows the sizes of nodes.
+
+    PYTHONPATH=tests:tests/live python tools/templates.py
+
+Needs ComfyUI and Chromium, as the live tests do. Thumbnails are made by `tools/thumbnails.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfyui
+from live_server import BROWSER, Server
+from playwright.sync_api import sync_playwright
+
+FOLDER = comfyui.ROOT / "workflows"
+HORIZON = "Is the overlaid red line aligned with the horizon of the scene?"
+PALETTE = "Does the color palette overlaid at the bottom match the image?"
+COLORS = ["#6a4a82", "#e89a5c", "#7a5068", "#4a3250"]
+HUGGING_FACE = "https://huggingface.co"
+FLUX = f"{HUGGING_FACE}/Comfy-Org/flux1-schnell/resolve/main/flux1-schnell.safetensors"
+ENCODERS = f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main"
+AE = f"{HUGGING_FACE}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a template: its type, values of widgets by name, and inputs by name as "key.output"."""
+
+    type: str
+    widgets: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    width: int | None = None
+    height: int | None = None
+    title: str | None = None
+    models: Sequence[Mapping[str, str]] = ()  # files that the frontend offers to download
+
+
+@dataclass(frozen=True)
+class Template:
+    """Columns of nodes from left to right, each a titled group; the note stands below the first column's nodes."""
+
+    columns: Mapping[str, Mapping[str, Node]]
+    note: str
+    note_size: tuple[int, int] = (300, 300)
+
+
+def model(name: str, url: str, directory: str) -> dict[str, str]:
+    return {"name": name, "url": url, "directory": directory}
+
+
+def demo_models() -> dict[str, Node]:
+    return {"demo": Node("DualProcessLoadDemoModels", width=300)}
+
+
+def distill(source: Mapping[str, str], **inputs: str) -> Node:
+    return Node("DualProcessDistill", inputs={**source, **inputs}, width=470, height=720)
+
+
+FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
+DEMO = {"model": "demo.model", "vae": "demo.vae"}
+
+TEMPLATES: dict[str, Template] = {
+    "01_demo_teach_a_horizon": Template(
+        columns={
+            "1  Models and prompts": {
+                **demo_models(),
+                "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
+            },
+            "2  What the critic is asked": {
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300),
+                "question": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
+                "loss": Node(
+                    "DualProcessVQALoss",
+                    inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+                    width=300,
+                ),
+            },
+            "3  Train, watch, save": {
+                "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+                "save": Node(
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 470
+                ),
+            },
+        },
+        note="## Teach a horizon\n\nPress **Run**: nothing has to be downloaded. In a few minutes on a CPU "
+        "the tiny demo model learns to put the horizon on the red line.\n\n- *Horizon Overlay* draws the "
+        "line. Move `position` and run again.\n- *Stop and keep* ends the training early.\n\nNext: "
+        "**03_demo_use_a_saved_lora**.",
+    ),
+    "02_demo_teach_a_palette": Template(
+        columns={
+            "1  Models and prompts": {
+                **demo_models(),
+                "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
+            },
+            "2  What the critic is asked": {
+                "overlay": Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300),
+                "question": Node("DualProcessVLMQuestion", {"question": PALETTE}, {"overlay": "overlay.overlay"}, 300),
+                "loss": Node(
+                    "DualProcessVQALoss",
+                    inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+                    width=300,
+                ),
+            },
+            "3  Train, watch, save": {
+                "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+                "save": Node(
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/palette"}, {"lora": "distill.lora"}, 470
+                ),
+            },
+        },
+        note="## Teach a palette\n\nPress **Run**: nothing has to be downloaded. The critic is asked whether "
+        "the picture matches the swatches along its bottom edge, and the LoRA learns to paint in these "
+        "colours.\n\nChange the `colors` and run again. Colours near those of the prompts are learnt "
+        "best by the tiny model.",
+    ),
+    "03_demo_use_a_saved_lora": Template(
+        columns={
+            "1  Model, LoRA and prompt": {
+                **demo_models(),
+                "lora": Node(
+                    "LoraLoader",
+                    {"lora_name": "dual_process_demo/horizon_at_0.30.safetensors"},
+                    {"model": "demo.model", "clip": "demo.clip"},
+                    300,
+                ),
+                "text": Node(
+                    "CLIPTextEncode",
+                    {"text": "a sunset sky over the grass with a house"},
+                    {"clip": "lora.CLIP"},
+                    300,
+                    100,
+                ),
+                "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 4}, width=300),
+            },
+            "2  The same seed without and with the LoRA": {
+                "without": Node(
+                    "KSampler",
+                    {"seed": 7, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "model": "demo.model",
+                        "positive": "text.CONDITIONING",
+                        "negative": "text.CONDITIONING",
+                        "latent_image": "latent.LATENT",
+                    },
+                    300,
+                ),
+                "with": Node(
+                    "KSampler",
+                    {"seed": 7, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "model": "lora.MODEL",
+                        "positive": "text.CONDITIONING",
+                        "negative": "text.CONDITIONING",
+                        "latent_image": "latent.LATENT",
+                    },
+                    300,
+                ),
+            },
+            "3  Decode and draw the line": {
+                "decode_without": Node("VAEDecode", {}, {"samples": "without.LATENT", "vae": "demo.vae"}, 260),
+                "decode_with": Node("VAEDecode", {}, {"samples": "with.LATENT", "vae": "demo.vae"}, 260),
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=260),
+                "line_without": Node(
+                    "DualProcessApplyOverlay", {}, {"image": "decode_without.IMAGE", "overlay": "overlay.overlay"}, 260
+                ),
+                "line_with": Node(
+                    "DualProcessApplyOverlay", {}, {"image": "decode_with.IMAGE", "overlay": "overlay.overlay"}, 260
+                ),
+            },
+            "4  Look": {
+                "shown_without": Node(
+                    "PreviewImage", {}, {"images": "line_without.image"}, 340, 330, "Without the LoRA"
+                ),
+                "shown_with": Node("PreviewImage", {}, {"images": "line_with.image"}, 340, 330, "With the LoRA"),
+            },
+        },
+        note="## Use a LoRA\n\nPress **Run**. The LoRA in *Load LoRA* ships with the pack and puts the "
+        "horizon on the line that is drawn. Choose your own after running **01_demo_teach_a_horizon** "
+        "(press R to refresh the list).",
+        note_size=(300, 220),
+    ),
+    "04_demo_score_pictures": Template(
+        columns={
+            "1  Pictures": {
+                **demo_models(),
+                "text": Node("CLIPTextEncode", {"text": "a night sky over the sea"}, {"clip": "demo.clip"}, 300, 100),
+                "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 3}, width=300),
+                "sample": Node(
+                    "KSampler",
+                    {"seed": 3, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "model": "demo.model",
+                        "positive": "text.CONDITIONING",
+                        "negative": "text.CONDITIONING",
+                        "latent_image": "latent.LATENT",
+                    },
+                    300,
+                ),
+                "decode": Node("VAEDecode", {}, {"samples": "sample.LATENT", "vae": "demo.vae"}, 300),
+            },
+            "2  Questions": {
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.5}, width=300),
+                "line": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
+                "night": Node("DualProcessVLMQuestion", {"question": "Is it night?"}, width=300),
+                "house": Node("DualProcessVLMQuestion", {"question": "Is there a house in the image?"}, width=300),
+            },
+            "3  What the critic says": {
+                "ask": Node(
+                    "DualProcessAskVLMCritic",
+                    {},
+                    {
+                        "critic": "demo.critic",
+                        "image": "decode.IMAGE",
+                        "questions.question0": "line.question",
+                        "questions.question1": "night.question",
+                        "questions.question2": "house.question",
+                    },
+                    460,
+                    520,
+                ),
+                "answers": Node("PreviewAny", {}, {"source": "ask.answers"}, 460, 220, "Answers"),
+            },
+        },
+        note="## Score pictures\n\nPress **Run**. Try questions here before you train on them: if P(answer) "
+        "cannot tell a good picture from a bad one, training will not either.\n\nPut *Load Image* in the "
+        "place of the sampler for your own pictures, and *Load VLM Critic* in that of the demo critic.",
+        note_size=(300, 260),
+    ),
+    "05_flux_schnell_teach_a_horizon": Template(
+        columns={
+            "1  Models": {
+                "unet": Node(
+                    "UNETLoader",
+                    {"unet_name": "flux1-schnell.safetensors"},
+                    width=330,
+                    models=[model("flux1-schnell.safetensors", FLUX, "diffusion_models")],
+                ),
+                "clip": Node(
+                    "DualCLIPLoader",
+                    {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
+                    width=330,
+                    models=[
+                        model("clip_l.safetensors", f"{ENCODERS}/clip_l.safetensors", "text_encoders"),
+                        model("t5xxl_fp16.safetensors", f"{ENCODERS}/t5xxl_fp16.safetensors", "text_encoders"),
+                    ],
+                ),
+                "vae": Node(
+                    "VAELoader",
+                    {"vae_name": "ae.safetensors"},
+                    width=330,
+                    models=[model("ae.safetensors", AE, "vae")],
+                ),
+                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=330),
+            },
+            "2  Prompts and questions": {
+                "prompts": Node(
+                    "DualProcessTrainingPrompts",
+                    {
+                        "text": "a photo of a wide landscape at noon\na painting of a harbour town by the sea\n"
+                        "a photo of a desert road at sunset\na photo of a wheat field under clouds",
+                        "held_out": "a photo of a lighthouse on a rocky shore\na watercolour of a mountain lake",
+                    },
+                    {"clip": "clip.CLIP"},
+                    330,
+                    280,
+                ),
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=330),
+                "question": Node(
+                    "DualProcessVLMQuestion",
+                    {"question": f"{HORIZON} Answer with Yes or No."},
+                    {"overlay": "overlay.overlay"},
+                    330,
+                ),
+            },
+            "3  Train, watch, save": {
+                "loss": Node(
+                    "DualProcessVQALoss",
+                    inputs={"critic": "critic.critic", "questions.question0": "question.question"},
+                    width=470,
+                ),
+                "distill": distill(
+                    {"model": "unet.MODEL", "vae": "vae.VAE"}, prompts="prompts.prompts", loss="loss.loss"
+                ),
+                "save": Node(
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/flux_horizon"}, {"lora": "distill.lora"}, 470
+                ),
+            },
+        },
+        note="## A horizon for Flux schnell\n\nComfyUI offers to download the files of Flux. The critic is a "
+        "folder in `models/VLM`, such as `Qwen2.5-VL-7B-Instruct` from Hugging Face; or write its id "
+        "into `download` of *Load VLM Critic* (advanced).",
+        note_size=(330, 200),
+    ),
+}
+
+BUILD = """async (columns) => {
+  const graph = window.app.graph; graph.clear();
+  const nodes = {};
+  for (const column of Object.values(columns)) for (const [key, want] of Object.entries(column)) {
+    const node = window.LiteGraph.createNode(want.type);
+    if (!node) throw new Error(`no node ${want.type}`);
+    graph.add(node); nodes[key] = node;
+    if (want.title) node.title = want.title;
+    if (want.models.length) node.properties.models = want.models;
+    for (const [name, value] of Object.entries(want.widgets)) {
+      const widget = node.widgets?.find(w => w.name === name);
+      if (!widget) throw new Error(`${want.type} has no widget ${name}`);
+      widget.value = value; widget.callback?.(value);
+    }
+  }
+  for (const column of Object.values(columns)) for (const [key, want] of Object.entries(column)) {
+    for (const [name, source] of Object.entries(want.inputs)) {
+      const [from, output] = source.split('.'); const node = nodes[key];
+      const out = nodes[from].outputs.findIndex(o => o.name === output);
+      const slot = node.inputs.findIndex(i => i.name === name);
+      if (out < 0 || slot < 0) throw new Error(`no wire ${source} -> ${key}.${name}`);
+      nodes[from].connect(out, node, slot);
+      await new Promise(r => setTimeout(r, 50));  // growing sockets appear after the turn
+    }
+  }
+  return Object.fromEntries(Object.entries(nodes).map(([key, node]) => [key, [...node.computeSize()]]));
+}"""
+PLACE = """async ({places, groups, note}) => {
+  const graph = window.app.graph, order = Object.keys(places);
+  graph.nodes.forEach((node, i) => { const [x, y, w, h] = places[order[i]]; node.pos = [x, y]; node.setSize([w, h]); });
+  for (const [title, x, y, w, h] of groups) {
+    const group = new window.LiteGraph.LGraphGroup(title); group.pos = [x, y]; group.size = [w, h];
+    group.color = '#3f789e'; graph.add(group);
+  }
+  const said = window.LiteGraph.createNode('MarkdownNote'); graph.add(said);
+  said.widgets[0].value = note.text; said.pos = note.pos; said.setSize(note.size);
+  await new Promise(r => setTimeout(r, 500));
+  return graph.serialize();
+}"""
+TITLE, GAP, MARGIN, HEAD = 30, 22, 16, 44  # pixels: a node's title, between nodes, around a group, a group's title
+BETWEEN = 60  # columns
+
+
+def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Places of nodes, groups and note: columns from the left, nodes from the top."""
+    places, groups, x, bottom_left = {}, [], 0.0, 0.0
+    for title, column in template.columns.items():
+        y = 0.0
+        width = max(node.width or sizes[key][0] for key, node in column.items())
+        for key, node in column.items():
+            height = max(node.height or 0, sizes[key][1])
+            places[key] = [x, y + TITLE, node.width or width, height]
+            y += TITLE + height + GAP
+        groups.append([title, x - MARGIN, -HEAD, width + 2 * MARGIN, y - GAP + HEAD + MARGIN])
+        bottom_left = bottom_left or y + MARGIN + GAP
+        x += width + BETWEEN
+    note = {"text": template.note, "pos": [0, bottom_left + TITLE], "size": list(template.note_size)}
+    return {"places": places, "groups": groups, "note": note}
+
+
+def write(page: Any, name: str, template: Template) -> None:
+    columns = {title: {key: asdict(node) for key, node in column.items()} for title, column in template.columns.items()}
+    sizes = page.evaluate(BUILD, columns)
+    workflow = page.evaluate(PLACE, lay_out(template, sizes))
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"dual-process/{name}"))
+    workflow["extra"] = {"ds": {"scale": 0.75, "offset": [60, 100]}}
+    (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
+    print(f"{name}: {len(workflow['nodes'])} nodes, {len(workflow['links'])} wires")
+
+
+def main() -> None:
+    server = Server(Path(tempfile.mkdtemp()))
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1600, "height": 1000})
+            page.set_default_timeout(600_000)
+            page.goto(server.address)
+            page.wait_for_function("window.app && window.app.extensionManager")
+            for name, template in TEMPLATES.items():
+                write(page, name, template)
+            browser.close()
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
