@@ -149,12 +149,11 @@ def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **ch
 
     return Control(
         name="palette",
-        # Hardly any base picture is in these colours, so that anchors alone let the horizon drift.
         recipe=_recipe(
             (question, *keep_questions(PRESETS["demo"], _TRAINED)),
             _TRAINED,
             seed,
-            **{"penalties": {"anchors": 1.0, "velocity": 0.2, "range": 1.0}, **changes},
+            **changes,
         ),
         asked=(question,),
         held_out=tuple(_HELD_OUT),

@@ -37,7 +37,7 @@ class AskVLMCritic(io.ComfyNode):
                     advanced=True,
                     tooltip="Longest reply, in tokens.",
                 ),
-                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
+                io.Autogrow.Input("questions", template=question_slots(), optional=True, tooltip="One or more."),
             ],
             outputs=[
                 io.String.Output(

@@ -6,8 +6,10 @@ import logging
 from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 from .folders import register_folders
+from .view import add_routes
 
 MODULES = (
     *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving"),
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 class DualProcessExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_folders()
+        if getattr(PromptServer, "instance", None) is not None:
+            add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for name in MODULES for node in nodes_of(name)]

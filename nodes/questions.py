@@ -193,7 +193,7 @@ class VQALoss(io.ComfyNode):
                 Loss.Input(
                     "loss", optional=True, tooltip="Another VQA Loss to add to: several critics train together."
                 ),
-                io.Autogrow.Input("questions", template=question_slots(), tooltip="One or more questions."),
+                io.Autogrow.Input("questions", template=question_slots(), optional=True, tooltip="One or more."),
             ],
             outputs=[Loss.Output(display_name="loss", tooltip="For Distill LoRA, or for another VQA Loss.")],
         )

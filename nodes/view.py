@@ -80,7 +80,7 @@ class View:
                 "penalties": {name: [] for name in recipe.penalties},
             },
             "looks": [],
-            "pictures": {"prompts": list(prompts), "before": 0, "now": None},
+            "pictures": {"prompts": list(prompts), "before": None, "now": None},
             "verdict": None,
             "saved": None,
         }

@@ -44,11 +44,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Template:
-    """Columns of nodes from left to right, each a titled group; the note stands below the first column's nodes."""
+    """Columns of nodes from left to right, each a titled group; the note stands below one."""
 
     columns: Mapping[str, Mapping[str, Node]]
     note: str
     note_size: tuple[int, int] = (300, 300)
+    note_below: int = -1  # the column that it stands below
 
 
 def model(name: str, url: str, directory: str) -> dict[str, str]:
@@ -60,7 +61,7 @@ def demo_models() -> dict[str, Node]:
 
 
 def distill(source: Mapping[str, str], **inputs: str) -> Node:
-    return Node("DualProcessDistill", inputs={**source, **inputs}, width=470, height=720)
+    return Node("DualProcessDistill", inputs={**source, **inputs}, width=470, height=840)
 
 
 FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
@@ -79,19 +80,22 @@ TEMPLATES: dict[str, Template] = {
                 "loss": Node(
                     "DualProcessVQALoss",
                     inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+                    height=124,
                     width=300,
                 ),
             },
-            "3  Train, watch, save": {
+            "3  Train and watch": {
                 "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+            },
+            "4  Save": {
                 "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 470
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 300
                 ),
             },
         },
         note="## Teach a horizon\n\nPress **Run**: nothing has to be downloaded. In a few minutes on a CPU "
         "the tiny demo model learns to put the horizon on the red line.\n\n- *Horizon Overlay* draws the "
-        "line. Move `position` and run again.\n- *Stop and keep* ends the training early.\n\nNext: "
+        "line. Move *position* and run again.\n- *Stop and keep* ends the training early.\n\nNext: "
         "**03_demo_use_a_saved_lora**.",
     ),
     "02_demo_teach_a_palette": Template(
@@ -106,19 +110,22 @@ TEMPLATES: dict[str, Template] = {
                 "loss": Node(
                     "DualProcessVQALoss",
                     inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+                    height=124,
                     width=300,
                 ),
             },
-            "3  Train, watch, save": {
+            "3  Train and watch": {
                 "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+            },
+            "4  Save": {
                 "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/palette"}, {"lora": "distill.lora"}, 470
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/palette"}, {"lora": "distill.lora"}, 300
                 ),
             },
         },
         note="## Teach a palette\n\nPress **Run**: nothing has to be downloaded. The critic is asked whether "
         "the picture matches the swatches along its bottom edge, and the LoRA learns to paint in these "
-        "colours.\n\nChange the `colors` and run again. Colours near those of the prompts are learnt "
+        "colours.\n\nChange the *colors* and run again. Colours near those of the prompts are learnt "
         "best by the tiny model.",
     ),
     "03_demo_use_a_saved_lora": Template(
@@ -140,10 +147,17 @@ TEMPLATES: dict[str, Template] = {
                 ),
                 "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 4}, width=300),
             },
-            "2  The same seed without and with the LoRA": {
+            "2  Without and with the LoRA": {
                 "without": Node(
                     "KSampler",
-                    {"seed": 7, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "seed": 7,
+                        "steps": 1,
+                        "cfg": 1,
+                        "sampler_name": "euler",
+                        "scheduler": "simple",
+                        "control_after_generate": "fixed",
+                    },
                     {
                         "model": "demo.model",
                         "positive": "text.CONDITIONING",
@@ -154,7 +168,14 @@ TEMPLATES: dict[str, Template] = {
                 ),
                 "with": Node(
                     "KSampler",
-                    {"seed": 7, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "seed": 7,
+                        "steps": 1,
+                        "cfg": 1,
+                        "sampler_name": "euler",
+                        "scheduler": "simple",
+                        "control_after_generate": "fixed",
+                    },
                     {
                         "model": "lora.MODEL",
                         "positive": "text.CONDITIONING",
@@ -186,16 +207,26 @@ TEMPLATES: dict[str, Template] = {
         "horizon on the line that is drawn. Choose your own after running **01_demo_teach_a_horizon** "
         "(press R to refresh the list).",
         note_size=(300, 220),
+        note_below=1,
     ),
     "04_demo_score_pictures": Template(
         columns={
-            "1  Pictures": {
+            "1  Model and prompt": {
                 **demo_models(),
                 "text": Node("CLIPTextEncode", {"text": "a night sky over the sea"}, {"clip": "demo.clip"}, 300, 100),
                 "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 3}, width=300),
+            },
+            "2  Pictures": {
                 "sample": Node(
                     "KSampler",
-                    {"seed": 3, "steps": 1, "cfg": 1, "sampler_name": "euler", "scheduler": "simple"},
+                    {
+                        "seed": 3,
+                        "steps": 1,
+                        "cfg": 1,
+                        "sampler_name": "euler",
+                        "scheduler": "simple",
+                        "control_after_generate": "fixed",
+                    },
                     {
                         "model": "demo.model",
                         "positive": "text.CONDITIONING",
@@ -206,13 +237,12 @@ TEMPLATES: dict[str, Template] = {
                 ),
                 "decode": Node("VAEDecode", {}, {"samples": "sample.LATENT", "vae": "demo.vae"}, 300),
             },
-            "2  Questions": {
+            "3  Questions": {
                 "overlay": Node("DualProcessHorizonOverlay", {"position": 0.5}, width=300),
                 "line": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
                 "night": Node("DualProcessVLMQuestion", {"question": "Is it night?"}, width=300),
-                "house": Node("DualProcessVLMQuestion", {"question": "Is there a house in the image?"}, width=300),
             },
-            "3  What the critic says": {
+            "4  What the critic says": {
                 "ask": Node(
                     "DualProcessAskVLMCritic",
                     {},
@@ -221,10 +251,9 @@ TEMPLATES: dict[str, Template] = {
                         "image": "decode.IMAGE",
                         "questions.question0": "line.question",
                         "questions.question1": "night.question",
-                        "questions.question2": "house.question",
                     },
                     460,
-                    520,
+                    480,
                 ),
                 "answers": Node("PreviewAny", {}, {"source": "ask.answers"}, 460, 220, "Answers"),
             },
@@ -233,10 +262,11 @@ TEMPLATES: dict[str, Template] = {
         "cannot tell a good picture from a bad one, training will not either.\n\nPut *Load Image* in the "
         "place of the sampler for your own pictures, and *Load VLM Critic* in that of the demo critic.",
         note_size=(300, 260),
+        note_below=1,
     ),
     "05_flux_schnell_teach_a_horizon": Template(
         columns={
-            "1  Models": {
+            "1  Models and prompts": {
                 "unet": Node(
                     "UNETLoader",
                     {"unet_name": "flux1-schnell.safetensors"},
@@ -258,9 +288,6 @@ TEMPLATES: dict[str, Template] = {
                     width=330,
                     models=[model("ae.safetensors", AE, "vae")],
                 ),
-                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=330),
-            },
-            "2  Prompts and questions": {
                 "prompts": Node(
                     "DualProcessTrainingPrompts",
                     {
@@ -272,6 +299,9 @@ TEMPLATES: dict[str, Template] = {
                     330,
                     280,
                 ),
+            },
+            "2  What the critic is asked": {
+                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=330),
                 "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=330),
                 "question": Node(
                     "DualProcessVLMQuestion",
@@ -279,24 +309,27 @@ TEMPLATES: dict[str, Template] = {
                     {"overlay": "overlay.overlay"},
                     330,
                 ),
-            },
-            "3  Train, watch, save": {
                 "loss": Node(
                     "DualProcessVQALoss",
                     inputs={"critic": "critic.critic", "questions.question0": "question.question"},
-                    width=470,
+                    height=124,
+                    width=330,
                 ),
+            },
+            "3  Train and watch": {
                 "distill": distill(
                     {"model": "unet.MODEL", "vae": "vae.VAE"}, prompts="prompts.prompts", loss="loss.loss"
                 ),
+            },
+            "4  Save": {
                 "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/flux_horizon"}, {"lora": "distill.lora"}, 470
+                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/flux_horizon"}, {"lora": "distill.lora"}, 300
                 ),
             },
         },
         note="## A horizon for Flux schnell\n\nComfyUI offers to download the files of Flux. The critic is a "
-        "folder in `models/VLM`, such as `Qwen2.5-VL-7B-Instruct` from Hugging Face; or write its id "
-        "into `download` of *Load VLM Critic* (advanced).",
+        "folder in models/VLM, such as Qwen2.5-VL-7B-Instruct from Hugging Face; or write its id "
+        "into *download* of *Load VLM Critic* (advanced).",
         note_size=(330, 200),
     ),
 }
@@ -328,8 +361,15 @@ BUILD = """async (columns) => {
   }
   return Object.fromEntries(Object.entries(nodes).map(([key, node]) => [key, [...node.computeSize()]]));
 }"""
+SIZES = """async (workflow) => {
+  await window.app.loadGraphData(workflow);
+  await new Promise(r => setTimeout(r, 3000));
+  return window.app.graph.nodes.map(node => [...node.size]);
+}"""
 PLACE = """async ({places, groups, note}) => {
   const graph = window.app.graph, order = Object.keys(places);
+  graph.groups.slice().forEach(group => graph.remove(group));
+  graph.nodes.filter(node => node.type === 'MarkdownNote').forEach(node => graph.remove(node));
   graph.nodes.forEach((node, i) => { const [x, y, w, h] = places[order[i]]; node.pos = [x, y]; node.setSize([w, h]); });
   for (const [title, x, y, w, h] of groups) {
     const group = new window.LiteGraph.LGraphGroup(title); group.pos = [x, y]; group.size = [w, h];
@@ -340,13 +380,14 @@ PLACE = """async ({places, groups, note}) => {
   await new Promise(r => setTimeout(r, 500));
   return graph.serialize();
 }"""
-TITLE, GAP, MARGIN, HEAD = 30, 22, 16, 44  # pixels: a node's title, between nodes, around a group, a group's title
+RENDERER = "vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
+TITLE, GAP, MARGIN, HEAD = 30, 26, 16, 56  # pixels: a node's title, between nodes, around a group, a group's title
 BETWEEN = 60  # columns
 
 
 def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Places of nodes, groups and note: columns from the left, nodes from the top."""
-    places, groups, x, bottom_left = {}, [], 0.0, 0.0
+    places, groups, ends, x = {}, [], [], 0.0
     for title, column in template.columns.items():
         y = 0.0
         width = max(node.width or sizes[key][0] for key, node in column.items())
@@ -355,15 +396,20 @@ def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[st
             places[key] = [x, y + TITLE, node.width or width, height]
             y += TITLE + height + GAP
         groups.append([title, x - MARGIN, -HEAD, width + 2 * MARGIN, y - GAP + HEAD + MARGIN])
-        bottom_left = bottom_left or y + MARGIN + GAP
+        ends.append((x, y + MARGIN + GAP))
         x += width + BETWEEN
-    note = {"text": template.note, "pos": [0, bottom_left + TITLE], "size": list(template.note_size)}
+    left, below = ends[template.note_below]
+    note = {"text": template.note, "pos": [left, below + TITLE], "size": list(template.note_size)}
     return {"places": places, "groups": groups, "note": note}
 
 
-def write(page: Any, name: str, template: Template) -> None:
+def write(pages: tuple[Any, Any], name: str, template: Template) -> None:
+    """Builds in the classic renderer, measures in both, and leaves room for the larger."""
+    page, vue = pages
     columns = {title: {key: asdict(node) for key, node in column.items()} for title, column in template.columns.items()}
     sizes = page.evaluate(BUILD, columns)
+    rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes)))
+    sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=False)}
     workflow = page.evaluate(PLACE, lay_out(template, sizes))
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"dual-process/{name}"))
     workflow["extra"] = {"ds": {"scale": 0.75, "offset": [60, 100]}}
@@ -371,17 +417,24 @@ def write(page: Any, name: str, template: Template) -> None:
     print(f"{name}: {len(workflow['nodes'])} nodes, {len(workflow['links'])} wires")
 
 
+def open_page(browser: Any, server: Server) -> Any:
+    page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+    page.set_default_timeout(600_000)
+    page.goto(server.address)
+    page.wait_for_function("window.app && window.app.extensionManager")
+    return page
+
+
 def main() -> None:
     server = Server(Path(tempfile.mkdtemp()))
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            page.set_default_timeout(600_000)
-            page.goto(server.address)
-            page.wait_for_function("window.app && window.app.extensionManager")
+            pages = (open_page(browser, server), open_page(browser, server))
+            for page, vue in zip(pages, (False, True), strict=True):
+                page.evaluate(RENDERER, vue)
             for name, template in TEMPLATES.items():
-                write(page, name, template)
+                write(pages, name, template)
             browser.close()
     finally:
         server.close()

@@ -82,7 +82,7 @@ def test_what_a_run_leaves(teach, view):
     state = view()
     assert (state["status"], state["step"]) == ("done", 3)
     assert state["curves"]["step"] == [1, 2, 3]
-    assert [len(curve) for curve in state["curves"]["p_answer"]] == [3]
+    assert [len(curve) for curve in state["curves"]["p_answer"]] == [3] * 5  # the control and four keep questions
     assert set(state["curves"]["penalties"]) == {"anchors", "range"}
     assert [look["step"] for look in state["looks"]] == [0, 1, 2, 3]
     assert state["pictures"] == {"prompts": HELD_OUT.splitlines(), "before": 0, "now": 3}

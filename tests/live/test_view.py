@@ -1,0 +1,139 @@
+"""The view in Distill LoRA as users see it, in both renderers: live, after reloads, in two tabs, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfyui
+import pytest
+from live_server import BROWSER, PATIENCE, Server
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+TEMPLATES = sorted((comfyui.ROOT / "workflows").glob("*.json"))
+HORIZON = json.loads((comfyui.ROOT / "workflows" / "01_demo_teach_a_horizon.json").read_text())
+STATUS = "document.querySelector('.dp-status')?.textContent ?? ''"
+INK = """() => [...document.querySelectorAll('.dp-chart canvas')].map(canvas => {
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  return new Set(Array.from({length: pixels.length / 4}, (_, i) => pixels.slice(4 * i, 4 * i + 4).join())).size; })"""
+SHOWN = "[...document.querySelectorAll('.dp-picture')].filter(p => p.complete && p.naturalWidth > 0).map(p => p.src)"
+SET = """settings => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistill');
+  for (const [name, value] of Object.entries(settings)) node.widgets.find(w => w.name === name).value = value; }"""
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def context(server: Server, request: Any) -> Iterator[Any]:
+    """A browser in which every page has one of the two renderers."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        context.set_default_timeout(1000 * PATIENCE)
+        page = open_page(server, context)
+        vue = request.param == "nodes2"
+        page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+        page.close()
+        yield context
+        browser.close()
+
+
+def open_page(server: Server, context: Any) -> Any:
+    page = context.new_page()
+    page.goto(server.address)
+    page.wait_for_function("window.app && window.app.extensionManager")
+    page.wait_for_timeout(3000)  # the dialog of templates opens by itself on the very first start
+    page.keyboard.press("Escape")
+    return page
+
+
+def open_horizon(server: Server, context: Any, **settings: Any) -> Any:
+    page = open_page(server, context)
+    page.evaluate("data => window.app.loadGraphData(data)", HORIZON)
+    page.wait_for_function(f"{STATUS} !== ''")
+    page.evaluate(SET, {"anchor_pool": 2, "look_every": 1, "batch_size": 1, **settings})
+    return page
+
+
+def wait_status(page: Any, pattern: str) -> str:
+    page.wait_for_function(f"/{pattern}/.test({STATUS})")
+    return page.evaluate(STATUS)
+
+
+def run(page: Any, count: int = 1) -> None:
+    page.evaluate("count => window.app.queuePrompt(0, count)", count)
+
+
+def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
+    server: Server, context: Any, request: Any, tmp_path: Path
+) -> None:
+    seed = 100 + len(request.node.name)
+    page = open_horizon(server, context, train_steps=400, seed=seed)
+    run(page)
+    wait_status(page, "^Step [1-9]")
+    page.wait_for_function(f"() => {SHOWN}.length === 6")  # three prompts, before and now
+    first = page.evaluate(SHOWN)
+    assert all(colors > 2 for colors in page.evaluate(INK))
+    page.wait_for_function(f"first => {SHOWN}.join() !== first", arg=",".join(first))
+    page.screenshot(path=tmp_path / "running.png")
+
+    page.reload()
+    page.wait_for_function("window.app && window.app.extensionManager")
+    before = wait_status(page, "^Step [1-9]")
+    page.wait_for_function(f"before => {STATUS} !== before && {STATUS}.startsWith('Step')", arg=before)
+    workflow = page.evaluate("() => window.app.graph.serialize()")
+    other = open_page(server, context)
+    other.evaluate("data => window.app.loadGraphData(data)", workflow)
+    wait_status(other, "^Step [1-9]")
+    other.screenshot(path=tmp_path / "second_tab.png")
+
+    other.get_by_role("button", name="Stop and keep").first.click()
+    for tab in (page, other):
+        assert "and kept" in wait_status(tab, "^Stopped at step")
+        tab.wait_for_function("document.querySelector('.dp-saved').textContent.startsWith('Saved as dual_process/')")
+        assert tab.evaluate("document.querySelector('.dp-verdict b').textContent")
+    page.screenshot(path=tmp_path / "stopped.png")
+    page.reload()
+    page.wait_for_function("window.app && window.app.extensionManager")
+    assert "and kept" in wait_status(page, "^Stopped at step")
+    page.wait_for_function(f"() => {SHOWN}.length === 6")
+    page.screenshot(path=tmp_path / "after_reload.png")
+
+
+def test_two_queued_runs_a_copy_and_an_error(server: Server, context: Any, request: Any, tmp_path: Path) -> None:
+    page = open_horizon(server, context, train_steps=2, seed=500 + len(request.node.name))
+    values = page.evaluate(
+        "() => window.app.graph.serialize().nodes.find(n => n.type === 'DualProcessDistill').widgets_values"
+    )
+    assert values[:2] == ["auto", 2]  # the view and the button for advanced settings take no place
+    page.evaluate(SET, {"control_after_generate": "increment"})
+    run(page, 2)
+    page.wait_for_function("document.querySelector('.dp-saved').textContent.startsWith('Saved as')")
+    keys = page.evaluate(
+        """async () => { const graph = window.app.graph, node = graph.nodes.find(n => n.type === 'DualProcessDistill');
+        const copy = node.clone(); graph.add(copy); await new Promise(r => setTimeout(r, 500));
+        const keys = [node, copy].map(n => n.properties.dual_process_view); graph.remove(copy); return keys; }"""
+    )
+    assert len(set(keys)) == 2
+    assert all(len(key) == 32 for key in keys)
+    page.evaluate(SET, {"width": 512, "height": 512})
+    run(page)
+    assert "512 × 512 pixels are too many for demo models" in wait_status(page, "too many")
+    page.screenshot(path=tmp_path / "error.png")
+
+
+def test_templates_fit_the_screen_and_nothing_overlaps(server: Server, context: Any) -> None:
+    page = open_page(server, context)
+    for path in TEMPLATES:
+        page.evaluate("data => window.app.loadGraphData(data)", json.loads(path.read_text()))
+        page.wait_for_timeout(3000)
+        page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.wait_for_timeout(1500)
+        boxes = page.evaluate("() => window.app.graph.nodes.map(n => [...n.boundingRect])")
+        for number, one in enumerate(boxes):
+            for other in boxes[:number]:
+                apart = one[0] >= other[0] + other[2] or other[0] >= one[0] + one[2]
+                assert apart or one[1] >= other[1] + other[3] or other[1] >= one[1] + one[3], path.stem
+        assert page.evaluate("() => window.app.canvas.ds.scale") >= 0.7, path.stem

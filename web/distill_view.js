@@ -1,0 +1,303 @@
+// What Distill LoRA shows of its newest run. The state lives on the server (nodes/view.py); every tab only draws it.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const NODE = "DualProcessDistill";
+const KEY = "dual_process_view"; // the node's property that names its runs
+const HEIGHT = 420; // pixels, at least
+const SMOOTH = 10; // steps of the running mean
+const BUSY = ["preparing", "training", "judging"];
+const WORDS = { learned: "✓ learned", damaged: "▲ learned but damaged", hacked: "✕ hacked", "not learned": "– not learned" };
+const LINES = ["#4c9be8", "#e8884c", "#5bb974", "#c77dff", "#e5566d", "#d9b310", "#4cc9c0", "#b08968"];
+
+const views = new Map(); // node -> View
+
+/** A new key; crypto.randomUUID is missing on plain http addresses. */
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+}
+
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s left`;
+  if (seconds < 5400) return `about ${Math.round(seconds / 60)} min left`;
+  return `about ${(seconds / 3600).toFixed(1)} h left`;
+}
+
+/** Running mean over the values that are known. */
+function smooth(values) {
+  return values.map((_, i) => {
+    const known = values.slice(Math.max(0, i - SMOOTH + 1), i + 1).filter((v) => v !== null);
+    return known.length ? known.reduce((a, b) => a + b) / known.length : null;
+  });
+}
+
+class View {
+  constructor(node) {
+    this.node = node;
+    this.state = null;
+    this.root = element("div", "dual-process-view");
+    this.root.innerHTML = `
+      <div class="dp-top"><span class="dp-status" role="status"></span><button class="dp-stop" type="button" hidden
+        title="End the training well: the LoRA so far goes on through the graph.">Stop and keep</button></div>
+      <div class="dp-bar"><div></div></div>
+      <div class="dp-pictures"></div>
+      <div class="dp-charts"></div>
+      <div class="dp-verdict"></div>
+      <div class="dp-saved"></div>
+      <div class="dp-about"></div>`;
+    this.find(".dp-stop").addEventListener("click", () => this.stop());
+    this.root.addEventListener("wheel", (event) => {
+      if (this.root.scrollHeight > this.root.clientHeight && !event.ctrlKey) event.stopPropagation();
+    });
+    this.draw();
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  get key() {
+    return this.node.properties[KEY];
+  }
+
+  /** Asks the server for everything: on opening, on a new run, after the connection was lost. */
+  async load() {
+    const key = this.key;
+    try {
+      const answer = await api.fetchApi(`/dual_process/runs/${key}`);
+      if (!answer.ok || key !== this.key) return;
+      this.state = await answer.json();
+      this.later();
+    } catch (error) {
+      console.warn("Distill LoRA: the state of the run could not be read.", error);
+    }
+  }
+
+  /** One event of the server. */
+  take({ key, started, row, ...patch }) {
+    if (started || !this.state) return this.load();
+    Object.assign(this.state, patch);
+    if (row) {
+      const { curves } = this.state;
+      this.state.step = row.step;
+      curves.step.push(row.step);
+      curves.loss.push(row.loss);
+      row.p_answer.forEach((p, i) => curves.p_answer[i].push(p));
+      Object.entries(row.penalties).forEach(([name, value]) => curves.penalties[name].push(value));
+    }
+    this.later();
+  }
+
+  async stop() {
+    this.find(".dp-stop").disabled = true;
+    await api.fetchApi(`/dual_process/runs/${this.key}/stop`, { method: "POST" });
+  }
+
+  /** Draws soon, at most four times a second. */
+  later() {
+    this.timer ??= setTimeout(() => {
+      this.timer = undefined;
+      this.draw();
+    }, 250);
+  }
+
+  draw() {
+    const { state } = this;
+    const running = state !== null && BUSY.includes(state.status);
+    this.find(".dp-status").textContent = this.status();
+    this.root.classList.toggle("dp-failed", state?.status === "failed");
+    this.find(".dp-stop").hidden = !running;
+    if (!running) this.find(".dp-stop").disabled = false;
+    this.find(".dp-bar > div").style.width = state ? `${(100 * state.step) / state.train_steps}%` : "0";
+    this.drawPictures();
+    this.drawCharts();
+    this.drawVerdict();
+    this.find(".dp-saved").textContent = state?.saved ? `Saved as ${state.saved}` : "";
+    this.find(".dp-about").replaceChildren(
+      ...(state?.about ?? []).map((line, i) => element("div", i ? "dp-note" : "", i ? `⚠ ${line}` : line)),
+    );
+  }
+
+  status() {
+    const { state } = this;
+    if (!state) return "Press Run: pictures and curves appear here.";
+    if (state.status === "failed") return state.message;
+    const parts = [];
+    if (state.status === "done") parts.push(state.message || `Done after ${state.step} steps`);
+    else if (state.status === "stopped") parts.push(state.message);
+    else {
+      if (state.step) parts.push(`Step ${state.step} of ${state.train_steps}`);
+      if (state.seconds_left) parts.push(duration(state.seconds_left));
+      parts.push(state.message || (state.step ? "" : "Preparing"));
+    }
+    return parts.filter(Boolean).join(" · ").replace(/^./, (letter) => letter.toUpperCase());
+  }
+
+  drawPictures() {
+    const box = this.find(".dp-pictures");
+    const shown = this.state?.pictures;
+    const signature = JSON.stringify([this.key, shown, this.state?.status === "preparing"]);
+    if (signature === this.pictured) return;
+    this.pictured = signature;
+    const picture = (which, i, step) => {
+      const image = element("img", "dp-picture");
+      image.alt = `${which}: ${shown.prompts[i]}`;
+      image.title = image.alt;
+      if (step !== null) image.src = api.apiURL(`/dual_process/runs/${this.key}/${which}_${i}.jpg?step=${step}`);
+      return image;
+    };
+    const columns = (shown?.prompts ?? []).map((prompt, i) => {
+      const column = element("div", "dp-column");
+      column.append(picture("before", i, shown.before), picture("now", i, shown.now));
+      const words = element("div", "dp-prompt", prompt);
+      words.title = prompt;
+      column.append(words);
+      return column;
+    });
+    const labels = element("div", "dp-labels");
+    labels.append(element("div", "", "before"), element("div", "", shown?.now ? `step ${shown.now}` : "now"));
+    box.replaceChildren(...(columns.length ? [labels, ...columns] : []));
+  }
+
+  drawCharts() {
+    const box = this.find(".dp-charts");
+    const { curves, questions, looks } = this.state ?? {};
+    if (!curves?.step.length) {
+      box.replaceChildren();
+      return;
+    }
+    const asked = (role) =>
+      questions
+        .map((q, i) => ({ label: `${q.text} → ${q.answer}`, values: curves.p_answer[i], role: q.role }))
+        .filter((line) => line.role === role);
+    const points = looks.filter((look) => look.score !== null).map(({ step, score }) => ({ step, value: score }));
+    const penalties = Object.entries(curves.penalties).map(([label, values]) => ({ label, values }));
+    const charts = [
+      { title: "Loss", lines: [{ label: "loss in nats", values: curves.loss }] },
+      { title: "P(answer)", lines: asked("control"), top: 1, points },
+      { title: "P(kept)", lines: asked("keep"), top: 1 },
+      { title: "Penalties", lines: penalties },
+    ].filter(({ lines }) => lines.length);
+    while (box.children.length > charts.length) box.lastChild.remove();
+    charts.forEach((chart, i) => {
+      const figure = box.children[i] ?? box.appendChild(makeChart());
+      drawChart(figure, chart, curves.step, this.state.train_steps);
+    });
+  }
+
+  drawVerdict() {
+    const verdict = this.state?.verdict;
+    const box = this.find(".dp-verdict");
+    box.replaceChildren();
+    if (!verdict) return;
+    box.dataset.outcome = verdict.outcome;
+    box.append(element("b", "", WORDS[verdict.outcome] ?? verdict.outcome), element("span", "", ` ${verdict.verdict}`));
+  }
+}
+
+function makeChart() {
+  const figure = element("figure", "dp-chart");
+  figure.append(element("figcaption", ""), document.createElement("canvas"));
+  return figure;
+}
+
+/** Curves over the steps: raw ones pale, running means strong, held-out scores as points. */
+function drawChart(figure, { title, lines, points = [], top }, steps, last) {
+  figure.firstChild.textContent = title;
+  figure.title = [...lines.map(({ label }) => label), ...(points.length ? ["points: held-out score"] : [])].join("\n");
+  const canvas = figure.lastChild;
+  const ratio = 2;
+  const [width, height] = [canvas.clientWidth || 200, canvas.clientHeight || 80];
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
+  const draw = canvas.getContext("2d");
+  draw.scale(ratio, ratio);
+  const known = lines.flatMap(({ values }) => values.filter((v) => v !== null));
+  const high = top ?? Math.max(1e-9, ...known);
+  const [left, bottom] = [34, height - 14];
+  const x = (step) => left + ((width - left - 6) * step) / Math.max(1, last);
+  const y = (value) => bottom - ((bottom - 5) * Math.min(value, high)) / high;
+  const ink = getComputedStyle(figure).color;
+  Object.assign(draw, { font: "9px sans-serif", fillStyle: ink, strokeStyle: ink, lineWidth: 0.5, globalAlpha: 0.7 });
+  draw.strokeRect(left, 5, width - left - 6, bottom - 5);
+  draw.textAlign = "right";
+  draw.fillText(number(high), left - 3, 11);
+  draw.fillText("0", left - 3, bottom);
+  draw.fillText(String(last), width - 6, height - 3);
+  lines.forEach(({ values }, i) => {
+    draw.strokeStyle = LINES[i % LINES.length];
+    const paths = [[values, 0.3, 1]];
+    if (values.filter((v) => v !== null).length > 2) paths.push([smooth(values), 1, 1.6]);
+    for (const [path, alpha, thick] of paths) {
+      Object.assign(draw, { globalAlpha: alpha, lineWidth: thick });
+      draw.beginPath();
+      let drawn = false;
+      path.forEach((value, j) => {
+        if (value === null) return;
+        drawn ? draw.lineTo(x(steps[j]), y(value)) : draw.moveTo(x(steps[j]), y(value));
+        drawn = true;
+      });
+      draw.stroke();
+    }
+  });
+  Object.assign(draw, { globalAlpha: 1, fillStyle: ink });
+  for (const { step, value } of points) {
+    draw.beginPath();
+    draw.arc(x(step), y(value), 2.2, 0, 7);
+    draw.fill();
+  }
+}
+
+function number(value) {
+  return value >= 100 || value === Math.round(value) ? String(Math.round(value)) : value.toPrecision(2);
+}
+
+/** No two nodes share a key: a copy gets one of its own, and the newer of two is the copy. */
+function ownKey(node) {
+  const taken = [...views.keys()].some((other) => other !== node && other.graph && other.properties[KEY] === node.properties[KEY]);
+  if (!node.properties[KEY] || taken) node.properties[KEY] = newKey();
+}
+
+app.registerExtension({
+  name: "DualProcess.DistillView",
+  setup() {
+    const style = document.createElement("link");
+    style.rel = "stylesheet";
+    style.href = new URL("./distill_view.css", import.meta.url).href;
+    document.head.append(style);
+    api.addEventListener("dual_process.view", ({ detail }) => {
+      for (const [node, view] of views) if (node.properties[KEY] === detail.key) view.take(detail);
+    });
+    api.addEventListener("reconnected", () => views.forEach((view) => view.load()));
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const view = new View(node);
+    const widget = node.addDOMWidget("view", "dual_process_view", view.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+    });
+    widget.serialize = false; // widget values are saved by position: ours is none
+    node.setSize([Math.max(node.size[0], 470), Math.max(node.size[1], node.computeSize()[1])]);
+    views.set(node, view);
+    // The properties of a loaded or pasted node come after this turn.
+    setTimeout(() => {
+      ownKey(node);
+      view.load();
+    });
+  },
+  afterConfigureGraph() {
+    for (const [node, view] of views) {
+      if (!node.graph) views.delete(node); // of a workflow that was closed
+      else view.load();
+    }
+  },
+});
