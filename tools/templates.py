@@ -411,6 +411,8 @@ def write(pages: tuple[Any, Any], name: str, template: Template) -> None:
     rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes)))
     sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=False)}
     workflow = page.evaluate(PLACE, lay_out(template, sizes))
+    for node in workflow["nodes"]:
+        node["properties"].pop("dual_process_view", None)  # every user's node gets a key of its own
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"dual-process/{name}"))
     workflow["extra"] = {"ds": {"scale": 0.75, "offset": [60, 100]}}
     (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n")

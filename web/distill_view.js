@@ -1,13 +1,14 @@
 // What Distill LoRA shows of its newest run. The state lives on the server (nodes/view.py); every tab only draws it.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import "./advanced_widgets.js"; // its button stands above the view
 
 const NODE = "DualProcessDistill";
 const KEY = "dual_process_view"; // the node's property that names its runs
 const HEIGHT = 420; // pixels, at least
 const SMOOTH = 10; // steps of the running mean
 const BUSY = ["preparing", "training", "judging"];
-const WORDS = { learned: "✓ learned", damaged: "▲ learned but damaged", hacked: "✕ hacked", "not learned": "– not learned" };
+const SIGNS = { learned: "✓", damaged: "▲", hacked: "✕", "not learned": "–" };
 const LINES = ["#4c9be8", "#e8884c", "#5bb974", "#c77dff", "#e5566d", "#d9b310", "#4cc9c0", "#b08968"];
 
 const views = new Map(); // node -> View
@@ -185,10 +186,12 @@ class View {
       { title: "P(kept)", lines: asked("keep"), top: 1 },
       { title: "Penalties", lines: penalties },
     ].filter(({ lines }) => lines.length);
+    const now = curves.step.at(-1);
+    const end = Math.min(this.state.train_steps, Math.max(20, Math.ceil(now * 1.25)));
     while (box.children.length > charts.length) box.lastChild.remove();
     charts.forEach((chart, i) => {
       const figure = box.children[i] ?? box.appendChild(makeChart());
-      drawChart(figure, chart, curves.step, this.state.train_steps);
+      drawChart(figure, chart, curves.step, end);
     });
   }
 
@@ -198,7 +201,7 @@ class View {
     box.replaceChildren();
     if (!verdict) return;
     box.dataset.outcome = verdict.outcome;
-    box.append(element("b", "", WORDS[verdict.outcome] ?? verdict.outcome), element("span", "", ` ${verdict.verdict}`));
+    box.append(element("b", "", SIGNS[verdict.outcome] ?? ""), element("span", "", ` ${verdict.verdict}`));
   }
 }
 
@@ -259,9 +262,15 @@ function number(value) {
   return value >= 100 || value === Math.round(value) ? String(Math.round(value)) : value.toPrecision(2);
 }
 
+/** Whether a node is still in a graph, and not of a workflow that was closed. */
+function isThere(node) {
+  return node.graph?.getNodeById(node.id) === node;
+}
+
 /** No two nodes share a key: a copy gets one of its own, and the newer of two is the copy. */
 function ownKey(node) {
-  const taken = [...views.keys()].some((other) => other !== node && other.graph && other.properties[KEY] === node.properties[KEY]);
+  const others = [...views.keys()].filter((other) => other !== node && isThere(other));
+  const taken = others.some((other) => other.properties[KEY] === node.properties[KEY]);
   if (!node.properties[KEY] || taken) node.properties[KEY] = newKey();
 }
 
@@ -296,7 +305,7 @@ app.registerExtension({
   },
   afterConfigureGraph() {
     for (const [node, view] of views) {
-      if (!node.graph) views.delete(node); // of a workflow that was closed
+      if (!isThere(node)) views.delete(node);
       else view.load();
     }
   },

@@ -14,7 +14,7 @@ from live_server import BROWSER, PATIENCE, Server
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 TEMPLATES = sorted((comfyui.ROOT / "workflows").glob("*.json"))
 HORIZON = json.loads((comfyui.ROOT / "workflows" / "01_demo_teach_a_horizon.json").read_text())
-STATUS = "document.querySelector('.dp-status')?.textContent ?? ''"
+STATUS = "(document.querySelector('.dp-status')?.textContent ?? '')"
 INK = """() => [...document.querySelectorAll('.dp-chart canvas')].map(canvas => {
   const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
   return new Set(Array.from({length: pixels.length / 4}, (_, i) => pixels.slice(4 * i, 4 * i + 4).join())).size; })"""
