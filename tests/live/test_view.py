@@ -19,6 +19,7 @@ INK = """() => [...document.querySelectorAll('.dp-chart canvas')].map(canvas => 
   const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
   return new Set(Array.from({length: pixels.length / 4}, (_, i) => pixels.slice(4 * i, 4 * i + 4).join())).size; })"""
 SHOWN = "[...document.querySelectorAll('.dp-picture')].filter(p => p.complete && p.naturalWidth > 0).map(p => p.src)"
+NODE = "window.app.graph.nodes.find(n => n.type === 'DualProcessDistill')"
 SET = """settings => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistill');
   for (const [name, value] of Object.entries(settings)) node.widgets.find(w => w.name === name).value = value; }"""
 
@@ -62,8 +63,8 @@ def wait_status(page: Any, pattern: str) -> str:
     return page.evaluate(STATUS)
 
 
-def run(page: Any, count: int = 1) -> None:
-    page.evaluate("count => window.app.queuePrompt(0, count)", count)
+def run(page: Any) -> None:
+    page.evaluate("() => window.app.queuePrompt(0, 1)")
 
 
 def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
@@ -104,13 +105,21 @@ def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
 
 def test_two_queued_runs_a_copy_and_an_error(server: Server, context: Any, request: Any, tmp_path: Path) -> None:
     page = open_horizon(server, context, train_steps=2, seed=500 + len(request.node.name))
-    values = page.evaluate(
-        "() => window.app.graph.serialize().nodes.find(n => n.type === 'DualProcessDistill').widgets_values"
-    )
+    values = page.evaluate(f"() => {NODE}.serialize().widgets_values")
     assert values[:2] == ["auto", 2]  # the view and the button for advanced settings take no place
-    page.evaluate(SET, {"control_after_generate": "increment"})
-    run(page, 2)
-    page.wait_for_function("document.querySelector('.dp-saved').textContent.startsWith('Saved as')")
+    for seed in (600, 601):  # the second waits in the queue while the first trains
+        page.evaluate(SET, {"seed": seed + len(request.node.name)})
+        run(page)
+    key = page.evaluate(f"() => {NODE}.properties.dual_process_view")
+    runs = server.base / "output" / "dual_process" / "runs"
+
+    def saved() -> list[str]:
+        states = [json.loads(path.read_text()) for path in sorted(runs.glob(f"*_{key}/state.json"))]
+        return [state["saved"] for state in states if state["saved"]]
+
+    first, second = server.wait(lambda: len(saved()) == 2 and saved(), "finish two queued runs")
+    page.wait_for_function("name => document.querySelector('.dp-saved').textContent === `Saved as ${name}`", arg=second)
+    assert first != second
     keys = page.evaluate(
         """async () => { const graph = window.app.graph, node = graph.nodes.find(n => n.type === 'DualProcessDistill');
         const copy = node.clone(); graph.add(copy); await new Promise(r => setTimeout(r, 500));
