@@ -19,7 +19,7 @@ from ..core.tensor_file import write_tensors
 from .checkpoint import LORA, Checkpoint
 from .recipe import Recipe
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 
 
 @dataclass(frozen=True)

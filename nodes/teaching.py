@@ -69,13 +69,17 @@ def teach(sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -
         DualProcessError: something does not fit; the message says what to change.
         InterruptProcessingException: the user cancelled; the LoRA so far lies below models/loras.
     """
-    plan, generator = prepare(sources, preset, widgets)
-    critics, recipe = make_recipe(sources, plan, widgets)
+    try:
+        plan, generator = prepare(sources, preset, widgets)
+        critics, recipe = make_recipe(sources, plan, widgets)
+        initial = existing_lora(generator, widgets["existing_lora"], recipe)
+    except Exception as error:  # on the node's face, too
+        View(view_key(hidden), hidden.unique_id, None, (), ()).finish("failed", str(error))
+        raise
     take_turns = widgets["memory"] == TURNS or (
         widgets["memory"] == AUTO and not fit_together(generator, critics, recipe.batch_size)
     )
     generator.loaded_with = None if take_turns else patchers(critics)
-    initial = existing_lora(generator, widgets["existing_lora"], recipe)
     return Teaching(sources, plan, generator, critics, recipe, take_turns, hidden).run(widgets, initial)
 
 

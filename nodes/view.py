@@ -53,7 +53,7 @@ class View:
 
     Args:
         key: the node's; None where no frontend shows it, such as a run through the API.
-        recipe: what is trained.
+        recipe: what is trained; None where the node's inputs do not even make one.
         prompts: of the pictures that are shown.
         about: lines on the preset and on what the user should know.
     """
@@ -62,6 +62,7 @@ class View:
         self.key = key or uuid.uuid4().hex
         self.folder = new_run_folder(self.key)
         self.stop_requested = False
+        questions = recipe.questions if recipe is not None else ()
         self._recent: list[float] = []  # seconds of the last steps
         self.state: dict[str, Any] = {
             "key": self.key,
@@ -70,14 +71,14 @@ class View:
             "message": "",
             "about": list(about),
             "step": 0,
-            "train_steps": recipe.train_steps,
+            "train_steps": 0 if recipe is None else recipe.train_steps,
             "seconds_left": None,
-            "questions": [{"text": q.text, "answer": q.answer, "role": q.role} for q in recipe.questions],
+            "questions": [{"text": q.text, "answer": q.answer, "role": q.role} for q in questions],
             "curves": {
                 "step": [],
                 "loss": [],
-                "p_answer": [[] for _ in recipe.questions],
-                "penalties": {name: [] for name in recipe.penalties},
+                "p_answer": [[] for _ in questions],
+                "penalties": {name: [] for name in (recipe.penalties if recipe is not None else ())},
             },
             "looks": [],
             "pictures": {"prompts": list(prompts), "before": None, "now": None},

@@ -116,7 +116,7 @@ class View {
     this.root.classList.toggle("dp-failed", state?.status === "failed");
     this.find(".dp-stop").hidden = !running;
     if (!running) this.find(".dp-stop").disabled = false;
-    this.find(".dp-bar > div").style.width = state ? `${(100 * state.step) / state.train_steps}%` : "0";
+    this.find(".dp-bar > div").style.width = state ? `${(100 * state.step) / (state.train_steps || 1)}%` : "0";
     this.drawPictures();
     this.drawCharts();
     this.drawVerdict();

@@ -173,9 +173,10 @@ def test_the_best_lora_and_patience(teach, view, pack, monkeypatch):
         ({"cfg": 3.0}, "needs a negative CONDITIONING"),
     ],
 )
-def test_what_cannot_work_is_said_before_training(teach, changes, message):
+def test_what_cannot_work_is_said_before_training(teach, view, changes, message):
     with pytest.raises(Exception, match=message) as raised:
         teach(**changes)
+    assert (view()["status"], view()["message"]) == ("failed", str(raised.value))
     assert f"{type(raised.value).__module__}.{type(raised.value).__name__}" in (
         "dual_process.RecipeError",
         "dual_process.GeneratorError",
