@@ -63,11 +63,12 @@ def distill(
     """
     if checkpoint_every < 1:
         raise RecipeError(f"Expected checkpoint_every as a whole number of at least 1, got {checkpoint_every!r}.")
-    watching = list(observers)
+    watching: list[Observer] = []
     if checkpoint_path is not None:
         watching.append(_checkpointing(checkpoint_path, checkpoint_every))
     if on_step is not None:
         watching.append(lambda run, report, preview: on_step(report, preview))
+    watching += observers
     run = Run(generator, critic, recipe, resume_from, take_turns, initial_lora)
     try:
         with run:

@@ -453,7 +453,7 @@ def test_bad_input_says_what_to_change(distil, changes, message):
 
 
 def test_an_empty_question_is_refused(run):
-    with pytest.raises(Exception, match="question's text"):
+    with pytest.raises(Exception, match="The question is empty"):
         run("VLMQuestion", question="  ", answer="Yes", weight=1.0)
 
 

@@ -113,8 +113,6 @@ def test_the_fields_of_a_verdict_are_the_same(by_node, by_command):
     for verdict in (ours, theirs):
         assert verdict["outcome"] in OUTCOMES
         assert all(isinstance(name, str) for name in verdict["lost"])
-    for look in ("before", "after"):
-        assert type(theirs[look].pop("p_prompt_fits")) is float  # CONDITIONINGs carry no words to ask about
     measures = dict.fromkeys(theirs["after"], float)
     assert {"p_answer", "p_answer_other_size", "p_keep", "high_frequency_other_size", "diversity"} <= {*measures}
     fields = {"outcome": str, "verdict": str, "lost": list, "before": measures, "after": measures}
