@@ -10,8 +10,10 @@ import json
 import logging
 import math
 import re
+import threading
 import uuid
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from server import PromptServer
@@ -64,8 +66,10 @@ class View:
         self.stop_requested = False
         questions = recipe.questions if recipe is not None else ()
         self._recent: list[float] = []  # seconds of the last steps
+        self._lock = threading.Lock()  # tabs ask from the server's thread, and curves must be of one length
         self.state: dict[str, Any] = {
             "key": self.key,
+            "run": self.folder.name,
             "node": node_id,
             "status": "preparing",
             "message": "",
@@ -140,17 +144,23 @@ class View:
         self.stop_requested = True
         self._change(message="stopping after this step")
 
+    def snapshot(self) -> dict[str, Any]:
+        """The state as it is now."""
+        with self._lock:
+            return deepcopy(self.state)
+
     def _add(self, row: dict[str, Any]) -> None:
         curves = self.state["curves"]
-        curves["step"].append(row["step"])
-        curves["loss"].append(row["loss"])
-        for curve, value in zip(curves["p_answer"], row["p_answer"], strict=True):
-            curve.append(value)
-        for name, value in row["penalties"].items():
-            curves["penalties"][name].append(value)
-        if len(curves["step"]) > MOST_POINTS:
-            for curve in (curves["step"], curves["loss"], *curves["p_answer"], *curves["penalties"].values()):
-                del curve[::2]
+        with self._lock:
+            curves["step"].append(row["step"])
+            curves["loss"].append(row["loss"])
+            for curve, value in zip(curves["p_answer"], row["p_answer"], strict=True):
+                curve.append(value)
+            for name, value in row["penalties"].items():
+                curves["penalties"][name].append(value)
+            if len(curves["step"]) > MOST_POINTS:
+                for curve in (curves["step"], curves["loss"], *curves["p_answer"], *curves["penalties"].values()):
+                    del curve[::2]
 
     def _change(self, **values: Any) -> None:
         self.state.update(values)
@@ -179,7 +189,7 @@ def finite(value: float) -> float | None:
 def state_of(key: str) -> dict[str, Any] | None:
     """What a tab shows: the run that is going on, else the newest one on disk, else None."""
     if (view := running(key)) is not None:
-        return view.state
+        return view.snapshot()
     folder = newest_run(key)
     if folder is None:
         return None

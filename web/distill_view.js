@@ -43,6 +43,7 @@ class View {
   constructor(node) {
     this.node = node;
     this.state = null;
+    this.missed = null; // events that came while the whole state was on its way
     this.root = element("div", "dual-process-view");
     this.root.innerHTML = `
       <div class="dp-top"><span class="dp-status" role="status"></span><button class="dp-stop" type="button" hidden
@@ -57,7 +58,7 @@ class View {
     this.root.addEventListener("wheel", (event) => {
       if (this.root.scrollHeight > this.root.clientHeight && !event.ctrlKey) event.stopPropagation();
     });
-    this.draw();
+    new ResizeObserver(() => this.later()).observe(this.root); // it also appears so
   }
 
   find(selector) {
@@ -70,23 +71,30 @@ class View {
 
   /** Asks the server for everything: on opening, on a new run, after the connection was lost. */
   async load() {
-    const key = this.key;
+    const { key } = this;
+    const missed = (this.missed = []);
     try {
       const answer = await api.fetchApi(`/dual_process/runs/${key}`);
-      if (!answer.ok || key !== this.key) return;
-      this.state = await answer.json();
-      this.later();
+      const state = answer.ok ? await answer.json() : this.state;
+      if (missed !== this.missed || key !== this.key) return; // a newer call will tell
+      this.state = state;
     } catch (error) {
       console.warn("Distill LoRA: the state of the run could not be read.", error);
+      if (missed !== this.missed) return;
     }
+    this.missed = null;
+    if (this.state) missed.forEach((event) => this.take(event));
+    this.later();
   }
 
   /** One event of the server. */
-  take({ key, started, row, ...patch }) {
+  take(event) {
+    const { key, started, row, ...patch } = event;
+    if (!started && this.missed) return this.missed.push(event);
     if (started || !this.state) return this.load();
     Object.assign(this.state, patch);
-    if (row) {
-      const { curves } = this.state;
+    const { curves } = this.state;
+    if (row && row.step > (curves.step.at(-1) ?? 0)) {
       this.state.step = row.step;
       curves.step.push(row.step);
       curves.loss.push(row.loss);
@@ -97,15 +105,20 @@ class View {
   }
 
   async stop() {
-    this.find(".dp-stop").disabled = true;
-    await api.fetchApi(`/dual_process/runs/${this.key}/stop`, { method: "POST" });
+    const button = this.find(".dp-stop");
+    button.disabled = true;
+    try {
+      await api.fetchApi(`/dual_process/runs/${this.key}/stop`, { method: "POST" });
+    } catch {
+      button.disabled = false; // the connection is lost: to be pressed again
+    }
   }
 
-  /** Draws soon, at most four times a second. */
+  /** Draws soon, at most four times a second; nothing while nobody sees it. */
   later() {
     this.timer ??= setTimeout(() => {
       this.timer = undefined;
-      this.draw();
+      if (!document.hidden && this.root.checkVisibility()) this.draw();
     }, 250);
   }
 
@@ -114,7 +127,7 @@ class View {
     const running = state !== null && BUSY.includes(state.status);
     this.find(".dp-status").textContent = this.status();
     this.root.classList.toggle("dp-failed", state?.status === "failed");
-    this.find(".dp-stop").hidden = !running;
+    this.find(".dp-stop").hidden = !running || state.step >= state.train_steps;
     if (!running) this.find(".dp-stop").disabled = false;
     this.find(".dp-bar > div").style.width = state ? `${(100 * state.step) / (state.train_steps || 1)}%` : "0";
     this.drawPictures();
@@ -144,14 +157,14 @@ class View {
   drawPictures() {
     const box = this.find(".dp-pictures");
     const shown = this.state?.pictures;
-    const signature = JSON.stringify([this.key, shown, this.state?.status === "preparing"]);
+    const signature = JSON.stringify([this.state?.run, shown]);
     if (signature === this.pictured) return;
     this.pictured = signature;
     const picture = (which, i, step) => {
       const image = element("img", "dp-picture");
       image.alt = `${which}: ${shown.prompts[i]}`;
       image.title = image.alt;
-      if (step !== null) image.src = api.apiURL(`/dual_process/runs/${this.key}/${which}_${i}.jpg?step=${step}`);
+      if (step !== null) image.src = api.apiURL(`/dual_process/runs/${this.key}/${which}_${i}.jpg?step=${step}&run=${this.state.run}`);
       return image;
     };
     const columns = (shown?.prompts ?? []).map((prompt, i) => {
@@ -211,10 +224,34 @@ function makeChart() {
   return figure;
 }
 
+/** Labels without the words that all of them begin with, so that what tells them apart is in sight. */
+function apart(labels) {
+  const words = labels.map((label) => label.split(" "));
+  let same = 0;
+  while (words.length > 1 && words.every((w) => same < w.length - 1 && w[same] === words[0][same])) same += 1;
+  return words.map((w) => w.slice(same).join(" "));
+}
+
+/** The title of a chart, and a coloured name for each of its curves. */
+function drawLegend(box, title, lines, points) {
+  const names = apart(lines.map(({ label }) => label)).map((name, i) => [name, "━", LINES[i % LINES.length]]);
+  if (points.length) names.push(["held-out", "●", "inherit"]);
+  const items = names.map(([label, sign, color]) => {
+    const item = element("span", sign === "●" ? "" : "dp-name");
+    const mark = element("b", "", sign);
+    mark.style.color = color;
+    item.append(mark, ` ${label}`);
+    return item;
+  });
+  box.replaceChildren(element("span", "", title), ...items);
+}
+
 /** Curves over the steps: raw ones pale, running means strong, held-out scores as points. */
 function drawChart(figure, { title, lines, points = [], top }, steps, last) {
-  figure.firstChild.textContent = title;
-  figure.title = [...lines.map(({ label }) => label), ...(points.length ? ["points: held-out score"] : [])].join("\n");
+  drawLegend(figure.firstChild, title, lines, points);
+  const newest = ({ label, values }) => `${label}: ${number(values.findLast((v) => v !== null) ?? NaN)}`;
+  const scores = points.length ? [`● held-out score: ${number(points.at(-1).value)}`] : [];
+  figure.title = [...lines.map(newest), ...scores].join("\n");
   const canvas = figure.lastChild;
   const ratio = 2;
   const [width, height] = [canvas.clientWidth || 200, canvas.clientHeight || 80];
@@ -228,7 +265,7 @@ function drawChart(figure, { title, lines, points = [], top }, steps, last) {
   const x = (step) => left + ((width - left - 6) * step) / Math.max(1, last);
   const y = (value) => bottom - ((bottom - 5) * Math.min(value, high)) / high;
   const ink = getComputedStyle(figure).color;
-  Object.assign(draw, { font: "9px sans-serif", fillStyle: ink, strokeStyle: ink, lineWidth: 0.5, globalAlpha: 0.7 });
+  Object.assign(draw, { font: "10px sans-serif", fillStyle: ink, strokeStyle: ink, lineWidth: 0.5, globalAlpha: 0.7 });
   draw.strokeRect(left, 5, width - left - 6, bottom - 5);
   draw.textAlign = "right";
   draw.fillText(number(high), left - 3, 11);
@@ -236,8 +273,8 @@ function drawChart(figure, { title, lines, points = [], top }, steps, last) {
   draw.fillText(String(last), width - 6, height - 3);
   lines.forEach(({ values }, i) => {
     draw.strokeStyle = LINES[i % LINES.length];
-    const paths = [[values, 0.3, 1]];
-    if (values.filter((v) => v !== null).length > 2) paths.push([smooth(values), 1, 1.6]);
+    const few = values.filter((v) => v !== null).length < 3;
+    const paths = few ? [[values, 1, 1.6]] : [[values, 0.35, 1], [smooth(values), 1, 1.6]];
     for (const [path, alpha, thick] of paths) {
       Object.assign(draw, { globalAlpha: alpha, lineWidth: thick });
       draw.beginPath();
@@ -262,16 +299,21 @@ function number(value) {
   return value >= 100 || value === Math.round(value) ? String(Math.round(value)) : value.toPrecision(2);
 }
 
-/** Whether a node is still in a graph, and not of a workflow that was closed. */
+/** Whether a node is still in a graph or in one of its subgraphs, and not of a workflow that was closed. */
 function isThere(node) {
-  return node.graph?.getNodeById(node.id) === node;
+  const { graph } = node;
+  if (graph?.getNodeById(node.id) !== node) return false;
+  const root = graph.rootGraph ?? graph;
+  return graph === root || root.subgraphs.get(graph.id) === graph;
 }
 
 /** No two nodes share a key: a copy gets one of its own, and the newer of two is the copy. */
 function ownKey(node) {
-  const others = [...views.keys()].filter((other) => other !== node && isThere(other));
-  const taken = others.some((other) => other.properties[KEY] === node.properties[KEY]);
-  if (!node.properties[KEY] || taken) node.properties[KEY] = newKey();
+  const older = [...views.keys()];
+  older.length = older.indexOf(node);
+  if (older.some((other) => isThere(other) && other.properties[KEY] === node.properties[KEY])) {
+    node.properties[KEY] = newKey();
+  }
 }
 
 app.registerExtension({
@@ -285,6 +327,7 @@ app.registerExtension({
       for (const [node, view] of views) if (node.properties[KEY] === detail.key) view.take(detail);
     });
     api.addEventListener("reconnected", () => views.forEach((view) => view.load()));
+    document.addEventListener("visibilitychange", () => views.forEach((view) => view.later()));
   },
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
@@ -297,8 +340,10 @@ app.registerExtension({
     widget.serialize = false; // widget values are saved by position: ours is none
     node.setSize([Math.max(node.size[0], 470), Math.max(node.size[1], node.computeSize()[1])]);
     views.set(node, view);
-    // The properties of a loaded or pasted node come after this turn.
+    node.properties[KEY] = newKey(); // at once: it is part of what ComfyUI saves and undoes
+    // The properties of a loaded or pasted node, which go before, come after this turn.
     setTimeout(() => {
+      if (!views.has(node)) return;
       ownKey(node);
       view.load();
     });

@@ -20,6 +20,9 @@ INK = """() => [...document.querySelectorAll('.dp-chart canvas')].map(canvas => 
   return new Set(Array.from({length: pixels.length / 4}, (_, i) => pixels.slice(4 * i, 4 * i + 4).join())).size; })"""
 SHOWN = "[...document.querySelectorAll('.dp-picture')].filter(p => p.complete && p.naturalWidth > 0).map(p => p.src)"
 NODE = "window.app.graph.nodes.find(n => n.type === 'DualProcessDistill')"
+KEYS = """[window.app.graph, ...window.app.graph.subgraphs.values()].flatMap(g => g.nodes)
+  .filter(n => n.type === 'DualProcessDistill').map(n => n.properties.dual_process_view)"""
+SIZES = f"""() => [...{NODE}.size, document.querySelector('.dual-process-view').clientHeight]"""
 SET = """settings => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistill');
   for (const [name, value] of Object.entries(settings)) node.widgets.find(w => w.name === name).value = value; }"""
 
@@ -72,6 +75,8 @@ def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
 ) -> None:
     seed = 100 + len(request.node.name)
     page = open_horizon(server, context, train_steps=400, seed=seed)
+    page.wait_for_timeout(1000)
+    sizes, keys = page.evaluate(SIZES), page.evaluate(KEYS)
     run(page)
     wait_status(page, "^Step [1-9]")
     page.wait_for_function(f"() => {SHOWN}.length === 6")  # three prompts, before and now
@@ -79,11 +84,13 @@ def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
     assert all(colors > 2 for colors in page.evaluate(INK))
     page.wait_for_function(f"first => {SHOWN}.join() !== first", arg=",".join(first))
     page.screenshot(path=tmp_path / "running.png")
+    assert page.evaluate(SIZES) == sizes  # nothing jumps when a run begins
 
     page.reload()
     page.wait_for_function("window.app && window.app.extensionManager")
     before = wait_status(page, "^Step [1-9]")
     page.wait_for_function(f"before => {STATUS} !== before && {STATUS}.startsWith('Step')", arg=before)
+    assert page.evaluate(KEYS) == keys
     workflow = page.evaluate("() => window.app.graph.serialize()")
     other = open_page(server, context)
     other.evaluate("data => window.app.loadGraphData(data)", workflow)
@@ -101,6 +108,42 @@ def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
     assert "and kept" in wait_status(page, "^Stopped at step")
     page.wait_for_function(f"() => {SHOWN}.length === 6")
     page.screenshot(path=tmp_path / "after_reload.png")
+
+
+def test_keys_stay_and_are_never_shared(server: Server, context: Any) -> None:
+    page = open_horizon(server, context)
+    page.wait_for_timeout(1000)
+    (key,) = page.evaluate(KEYS)
+    assert len(key) == 32
+    page.evaluate(
+        f"""() => {{ const {{ canvas }} = window.app; canvas.selectNode({NODE});
+        canvas.copyToClipboard(); canvas.pasteFromClipboard(); }}"""
+    )
+    page.wait_for_function(f"() => new Set({KEYS}).size === 2")
+    assert page.evaluate(KEYS)[0] == key
+    page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    page.evaluate("() => window.app.extensionManager.workflow.activeWorkflow.changeTracker.undo()")
+    page.wait_for_function(f"() => {KEYS}.length === 1")
+    page.wait_for_timeout(1000)
+    assert page.evaluate(KEYS) == [key]
+    page.evaluate(f"() => {{ window.app.graph.convertToSubgraph(new Set([{NODE}])); }}")
+    for _ in range(2):  # its old subgraph is not its twin
+        page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize())")
+        page.wait_for_timeout(1000)
+        assert page.evaluate(KEYS) == [key]
+
+
+def test_sockets_have_colours_in_every_palette(server: Server, context: Any) -> None:
+    page = open_horizon(server, context)
+    colors = """() => [LGraphCanvas.link_type_colors.DUAL_PROCESS_LOSS,
+      window.app.canvas.default_connection_color_byType.DUAL_PROCESS_LOSS,
+      getComputedStyle(document.documentElement).getPropertyValue('--color-datatype-DUAL_PROCESS_LOSS')]"""
+    for palette in ("light", "dark"):
+        page.evaluate("name => window.app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.wait_for_timeout(2000)
+        first, *others = page.evaluate(colors)
+        assert first.startswith("#")
+        assert others == [first, first]
 
 
 def test_two_queued_runs_a_copy_and_an_error(server: Server, context: Any, request: Any, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_what_a_run_leaves(teach, view):
     teach(look_every=1)
     state = view()
     assert (state["status"], state["step"]) == ("done", 3)
+    assert state["run"] == state["folder"].name
     assert state["curves"]["step"] == [1, 2, 3]
     assert [len(curve) for curve in state["curves"]["p_answer"]] == [3] * 5  # the control and four keep questions
     assert set(state["curves"]["penalties"]) == {"anchors", "range"}
