@@ -131,12 +131,12 @@ class View {
     if (!running) this.find(".dp-stop").disabled = false;
     this.find(".dp-bar > div").style.width = state ? `${(100 * state.step) / (state.train_steps || 1)}%` : "0";
     this.drawPictures();
-    this.drawCharts();
     this.drawVerdict();
     this.find(".dp-saved").textContent = state?.saved ? `Saved as ${state.saved}` : "";
     this.find(".dp-about").replaceChildren(
       ...(state?.about ?? []).map((line, i) => element("div", i ? "dp-note" : "", i ? `⚠ ${line}` : line)),
     );
+    this.drawCharts(); // last: they take the room that is left
   }
 
   status() {
@@ -202,10 +202,8 @@ class View {
     const now = curves.step.at(-1);
     const end = Math.min(this.state.train_steps, Math.max(20, Math.ceil(now * 1.25)));
     while (box.children.length > charts.length) box.lastChild.remove();
-    charts.forEach((chart, i) => {
-      const figure = box.children[i] ?? box.appendChild(makeChart());
-      drawChart(figure, chart, curves.step, end);
-    });
+    while (box.children.length < charts.length) box.append(makeChart()); // before any is measured
+    charts.forEach((chart, i) => drawChart(box.children[i], chart, curves.step, end));
   }
 
   drawVerdict() {
@@ -234,15 +232,17 @@ function apart(labels) {
 
 /** The title of a chart, and a coloured name for each of its curves. */
 function drawLegend(box, title, lines, points) {
-  const names = apart(lines.map(({ label }) => label)).map((name, i) => [name, "━", LINES[i % LINES.length]]);
-  if (points.length) names.push(["held-out", "●", "inherit"]);
-  const items = names.map(([label, sign, color]) => {
-    const item = element("span", sign === "●" ? "" : "dp-name");
+  const item = (label, sign, color, className, full) => {
+    const made = element("span", className);
     const mark = element("b", "", sign);
     mark.style.color = color;
-    item.append(mark, ` ${label}`);
-    return item;
-  });
+    made.append(mark, label && ` ${label}`);
+    made.title = full;
+    return made;
+  };
+  const names = lines.length > 3 ? lines.map(() => "") : apart(lines.map(({ label }) => label)); // many find no room
+  const items = lines.map(({ label }, i) => item(names[i], "━", LINES[i % LINES.length], "dp-name", label));
+  if (points.length) items.push(item("held-out", "●", "inherit", "", "score of held-out pictures"));
   box.replaceChildren(element("span", "", title), ...items);
 }
 
