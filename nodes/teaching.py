@@ -207,17 +207,20 @@ class Teaching:
 
     def run(self, widgets: dict[str, Any], initial: dict[str, Tensor] | None) -> Taught:
         """The whole of it. Whatever happens, the view says how it ended."""
+        from ..distillation import StopRequested
+
         try:
             return self._run(widgets, initial)
-        except comfy.model_management.InterruptProcessingException:
+        except (comfy.model_management.InterruptProcessingException, StopRequested):
             trained = self.view.state["step"]
             self.view.finish("stopped", self.view.state["message"] if trained else "cancelled before the first step")
-            raise
+            raise comfy.model_management.InterruptProcessingException() from None
         except Exception as error:
             self.view.finish("failed", str(error))
             raise
 
     def _run(self, widgets: dict[str, Any], initial: dict[str, Tensor] | None) -> Taught:
+        from ..distillation import StopRequested
         from ..evaluation.watch import Watch
 
         before = self.examiner.look(0.0)
@@ -226,15 +229,15 @@ class Teaching:
         # One that looks only at the end looks after the last step.
         watch = Watch(self.shown, widgets["look_every"] or self.recipe.train_steps, widgets["patience"], self.on_glance)
         checkpoints = Checkpoints(self.view.folder, widgets["checkpoint_every"], self.picture)
-        result = self.distil([watch, checkpoints], initial)
+        result = self.distil([ending_when_cancelled(watch), checkpoints], initial)
         partial = result.stop_reason == "interrupted"
-        if partial and self.cancelled():
+        if partial and not self.view.stop_requested:
             self.stop(result, watch)
         if widgets["give"] == BEST and watch.best is not None:
             result = result.at(watch.best)
         try:
             findings = self.examiner.compare(self.examiner.look(1.0))
-        except comfy.model_management.InterruptProcessingException:
+        except (comfy.model_management.InterruptProcessingException, StopRequested):
             self.stop(result, watch)
         except Exception as error:
             log.error("The LoRA is trained, but then %s: %s. It is %s", type(error).__name__, error, self.keep(result))
@@ -343,6 +346,19 @@ class Teaching:
         """The newest picture of the view, which a checkpoint is listed with."""
         path = self.view.folder / "now_0.jpg"
         return path if path.is_file() else None
+
+
+def ending_when_cancelled(observer: Any) -> Any:
+    """ComfyUI reports a cancel once, to whoever samples next; the run must hear of it, too."""
+    from ..distillation import StopRequested
+
+    def observe(run: Any, report: Any, preview: Any) -> None:
+        try:
+            observer(run, report, preview)
+        except comfy.model_management.InterruptProcessingException as error:
+            raise StopRequested from error
+
+    return observe
 
 
 def first_of_each(pairs: Any, most: int) -> Any:

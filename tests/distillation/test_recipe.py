@@ -93,13 +93,22 @@ def test_bad_values_are_named(change, message):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"text": " "}, {"text": 3}, {"answer": ""}, {"critic": ""}, {"contrast": ""}, {"contrast": "Yes"}),
+        *({"text": 3}, {"answer": 3}, {"critic": ""}, {"contrast": ""}, {"contrast": "Yes"}),
         *({"weight": 0.0}, {"weight": math.nan}, {"weight": True}),
         *({"prompts": ()}, {"prompts": (-1,)}, {"prompts": 3}, {"prompts": "01"}),
     ],
 )
 def test_bad_questions_are_named(change):
     with pytest.raises(RecipeError, match=f"a question's {next(iter(change))}"):
+        Question(**{"text": "Is it?", **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"text": " "}, "The question is empty: type one"), ({"answer": ""}, "'Is it\\?' has no answer: type the one")],
+)
+def test_empty_questions_say_what_to_type(change, message):
+    with pytest.raises(RecipeError, match=message):
         Question(**{"text": "Is it?", **change})
 
 

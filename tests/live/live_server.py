@@ -116,6 +116,9 @@ class Server:
         answer = self.post("/prompt", {"prompt": prompt})
         if "prompt_id" not in answer:
             return json.dumps(answer)
+        if answer["node_errors"]:  # some outputs are refused, the others run
+            self.finish(answer["prompt_id"])
+            return json.dumps(answer)
         status = self.finish(answer["prompt_id"])["status"]
         assert status["status_str"] == "error", status
         return next(data["exception_message"] for name, data in status["messages"] if name == "execution_error")
