@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.import_utils import is_torchvision_available
 
 from ..core.errors import CriticError
-from ..core.model_folder import OTHER_FORMATS, weight_files
+from ..core.model_folder import OTHER_FORMATS, check_shards, weight_files
 from .preprocessing import keeps_gradient, single_tile
 from .prompting import takes_suffix
 
@@ -121,6 +121,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         raise CriticError(f"The {config.model_type!r} model in {folder} is an encoder-decoder; use a decoder-only one.")
     if not weight_files(folder):
         raise CriticError(f"Found no weights (*.safetensors) in {folder}; download the model's weight files there.")
+    check_shards(folder, CriticError)
 
 
 def load_model(

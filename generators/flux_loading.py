@@ -60,10 +60,11 @@ def from_pretrained(
     The text encoders are loaded, used and freed before the transformer is loaded, so the two never share memory.
     """
     config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer", **hub)
-    encoders = FluxPipeline.from_pretrained(source, transformer=None, vae=None, **{DTYPE: dtype}, **hub)
+    options = {DTYPE: dtype, "use_safetensors": True, **hub}  # pickled weights can run code
+    encoders = FluxPipeline.from_pretrained(source, transformer=None, vae=None, **options)
     encoded = encode_prompts(encoders, prompts, bool(config["guidance_embeds"]), device)
     del encoders
-    parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), **{DTYPE: dtype}, **hub)
+    parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), **options)
     home = torch.device("cpu") if settings.offload else device
     transformer, vae = (part.requires_grad_(False).to(home).eval() for part in (parts.transformer, parts.vae))
     return FluxGenerator(transformer, vae, parts.scheduler, encoded, Path(source).name, settings, device)

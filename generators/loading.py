@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ..core.devices import choose_device
 from ..core.errors import DualProcessError, GeneratorError
+from ..core.model_folder import check_shards
 from ..core.quiet import quiet_loading
 from . import flux_loading
 from .diffusers_flux import FluxGenerator
@@ -71,6 +72,8 @@ def _load(
         )
     source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else str(path)
     hub = {"local_files_only": not download}
+    if Path(source).is_dir():
+        check_shards(Path(source), GeneratorError)
     try:
         config: Any = DiffusionPipeline.load_config(source, **hub)
         adapter = _adapter(str(config.get("_class_name")))
