@@ -1,12 +1,13 @@
-"""A graph as a newcomer builds it: seven nodes, every setting left alone. Minutes: `python -m pytest -m long`."""
+"""A graph as a newcomer builds it, by hand: seven nodes, every setting left alone. `python -m pytest -m long`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from graphs import Graph, node
-from live_server import PATIENCE, Server
+from live_server import BROWSER, PATIENCE, Server
 
 from dual_process import demo
 from dual_process.core.tensor_file import read_tensors
@@ -17,41 +18,108 @@ from dual_process.evaluation.fidelity import against_truth
 from dual_process.evaluation.measures import horizon_position
 from dual_process.generators.noise import draw_noise
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.long]
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser, pytest.mark.long]
 PAIRS = 36
 
 
-def with_defaults(server: Server, class_type: str, **inputs: Any) -> dict[str, Any]:
-    """A node whose widgets hold what the frontend fills in."""
-    schema = server.get(f"/object_info/{class_type}")[class_type]["input"]
-    widgets = {}
-    for name, (kind, *options) in {**schema.get("required", {}), **schema.get("optional", {})}.items():
-        found = options[0] if options else {}
-        if "default" in found:
-            widgets[name] = found["default"]
-        elif kind == "COMBO":
-            widgets[name] = found["options"][0]
-    return node(class_type, **{**widgets, **inputs})
+SLOT = """([type, kind, name]) => { const node = window.app.graph.nodes.find(n => n.type === `DualProcess${type}`);
+  const i = node[kind].findIndex(slot => slot.name === name), { scale, offset } = window.app.canvas.ds;
+  const at = kind === 'inputs' ? node.getInputPos(i) : node.getOutputPos(i);
+  const box = window.app.canvas.canvas.getBoundingClientRect();
+  return [box.left + (at[0] + offset[0]) * scale, box.top + (at[1] + offset[1]) * scale]; }"""
+WIDE = "() => { Object.assign(window.app.canvas.ds, { scale: 0.65, offset: [100, 60] }); }"  # by the mouse wheel
+SAVED = "document.querySelector('.dp-saved').textContent"
 
 
-def test_seven_nodes_at_their_defaults_learn(server: Server) -> None:
-    parts: dict[str, dict[str, Any]] = {
-        "demo": {"class_type": "LoadDemoModels"},
-        "prompts": {"class_type": "TrainingPrompts", "clip": ["demo", 1]},
-        "overlay": {"class_type": "HorizonOverlay"},
-        "question": {"class_type": "VLMQuestion", "overlay": ["overlay", 0]},
-        "loss": {"class_type": "VQALoss", "critic": ["demo", 3], "questions.question0": ["question", 0]},
-        "distill": {
-            "class_type": "Distill",
-            **{"model": ["demo", 0], "vae": ["demo", 2], "prompts": ["prompts", 0], "loss": ["loss", 0]},
-        },
-        "save": {"class_type": "SaveDistilledLoRA", "lora": ["distill", 0]},
-    }
-    graph: Graph = {
-        key: with_defaults(server, f"DualProcess{part.pop('class_type')}", **part) for key, part in parts.items()
-    }
-    name = server.run(graph, seconds=3 * PATIENCE)["save"]["text"][0].removeprefix("saved as ")
-    line = graph["overlay"]["inputs"]["position"]
+class Hands:
+    """A mouse and a keyboard; counts what they do."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.searches, self.drags = page, 0, 0
+
+    def slot(self, where: str) -> list[float]:
+        """Where the slot is on the screen that is called such as "LoadDemoModels.outputs.clip"."""
+        return self.page.evaluate(SLOT, where.split(".", 2))
+
+    def drag(self, start: str, end: str | tuple[int, int]) -> None:
+        """From a slot to another, or to an empty place."""
+        x, y = self.slot(start)
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + 20, y + 5, steps=4)
+        self.page.mouse.move(*(self.slot(end) if isinstance(end, str) else end), steps=8)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(1000)
+        self.drags += 1
+
+    def search(self, name: str, place: tuple[int, int], picture: Path | None = None) -> None:
+        """Types a node's name into the search that is open, takes the first that is found, and puts it down."""
+        count = self.page.evaluate("window.app.graph.nodes.length")
+        self.page.keyboard.type(name, delay=20)
+        self.page.wait_for_timeout(2000)
+        if picture is not None:
+            self.page.screenshot(path=picture)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_function(f"window.app.graph.nodes.length === {count + 1}")
+        self.page.mouse.move(*place, steps=5)  # it hangs on the mouse until a click
+        self.page.wait_for_timeout(1000)
+        self.page.mouse.click(*place)
+        self.page.wait_for_timeout(1000)
+        self.searches += 1
+
+    def pull(self, start: str, end: tuple[int, int], name: str, picture: Path | None = None) -> None:
+        """Drags from a slot to an empty place, where the search opens for what fits."""
+        self.drag(start, end)
+        self.search(name, end, picture)
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(server.address)
+        page.wait_for_function("window.app && window.app.extensionManager")
+        page.wait_for_timeout(3000)
+        page.keyboard.press("Escape")
+        page.evaluate("() => window.app.graph.clear()")
+        page.evaluate(WIDE)
+        page.wait_for_timeout(1000)
+        yield page
+        browser.close()
+
+
+def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path: Path) -> None:
+    """The steps that docs/first_graph.md tells."""
+    hands = Hands(page)
+    page.mouse.dblclick(200, 200)
+    page.wait_for_timeout(1000)
+    hands.search("Load Demo Models", (160, 160), tmp_path / "1_search.png")
+    hands.pull("LoadDemoModels.outputs.clip", (230, 420), "Training Prompts", tmp_path / "2_pull.png")
+    hands.pull("TrainingPrompts.outputs.prompts", (880, 160), "Distill LoRA")
+    hands.drag("LoadDemoModels.outputs.model", "Distill.inputs.model")
+    hands.drag("LoadDemoModels.outputs.vae", "Distill.inputs.vae")
+    hands.pull("Distill.inputs.loss", (560, 330), "VQA Loss")
+    hands.drag("LoadDemoModels.outputs.critic", "VQALoss.inputs.critic")
+    hands.pull("VQALoss.inputs.questions.question0", (560, 560), "VLM Question")
+    hands.pull("VLMQuestion.inputs.overlay", (230, 720), "Horizon Overlay")
+    hands.pull("Distill.outputs.lora", (1280, 160), "Save Distilled LoRA")
+    assert (hands.searches, hands.drags) == (7, 9)
+    assert page.evaluate("window.app.graph.nodes.length") == 7
+    page.screenshot(path=tmp_path / "3_graph.png")
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_function("document.querySelector('.dp-status').textContent.startsWith('Step 2')")
+    page.screenshot(path=tmp_path / "4_training.png")
+    page.wait_for_function(f"{SAVED} !== ''", timeout=3000 * PATIENCE)
+    page.wait_for_timeout(2000)
+    page.screenshot(path=tmp_path / "5_done.png")
+    name = page.evaluate(SAVED).removeprefix("Saved as ")
+    (line,) = page.evaluate(
+        "() => window.app.graph.nodes.filter(n => n.type === 'DualProcessHorizonOverlay').map(n => n.widgets[0].value)"
+    )
     held_out = horizon_control().held_out
     prompts = [held_out[i % len(held_out)] for i in range(PAIRS)]
     seeds = [(1 << 41) + i for i in range(PAIRS)]

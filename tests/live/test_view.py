@@ -9,7 +9,10 @@ from typing import Any
 
 import comfyui
 import pytest
+import torch
 from live_server import BROWSER, PATIENCE, Server
+
+from dual_process.core.tensor_file import read_tensors
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 TEMPLATES = sorted((comfyui.ROOT / "workflows").glob("*.json"))
@@ -25,6 +28,9 @@ KEYS = """[window.app.graph, ...window.app.graph.subgraphs.values()].flatMap(g =
 SIZES = f"""() => [...{NODE}.size, document.querySelector('.dual-process-view').clientHeight]"""
 SET = """settings => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistill');
   for (const [name, value] of Object.entries(settings)) node.widgets.find(w => w.name === name).value = value; }"""
+
+RESUME = f"""() => {{ const node = LiteGraph.createNode('DualProcessLoadDistillationCheckpoint');
+  window.app.graph.add(node); node.pos = [0, -250]; node.connect(0, {NODE}, 'resume'); }}"""
 
 
 @pytest.fixture(params=["classic", "nodes2"])
@@ -108,6 +114,33 @@ def test_a_run_is_seen_by_all_tabs_through_reloads_and_can_be_stopped(
     assert "and kept" in wait_status(page, "^Stopped at step")
     page.wait_for_function(f"() => {SHOWN}.length === 6")
     page.screenshot(path=tmp_path / "after_reload.png")
+
+
+def test_a_stopped_run_goes_on_in_the_graph_and_ends_as_if_undisturbed(
+    server: Server, context: Any, request: Any, tmp_path: Path
+) -> None:
+    page = open_horizon(server, context, train_steps=30, look_every=10, seed=700 + len(request.node.name))
+    run(page)
+    wait_status(page, "^Step [3-9] ")
+    page.get_by_role("button", name="Stop and keep").first.click()
+    wait_status(page, "and kept")
+    page.evaluate("() => window.app.refreshComboInNodes()")  # as the key R does
+    page.evaluate(RESUME)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=tmp_path / "resume.png")
+    resumed = saved_by(page, server, "Done after 30 steps")
+    page.evaluate(f"() => {{ {NODE}.disconnectInput('resume'); }}")
+    whole = saved_by(page, server, "Done after 30 steps", but=resumed)
+    first, second = (read_tensors(server.base / "models" / "loras" / name)[0] for name in (resumed, whole))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def saved_by(page: Any, server: Server, status: str, but: str = "") -> str:
+    """Runs the graph to its end; the name of the LoRA that was saved."""
+    run(page)
+    saved = "document.querySelector('.dp-saved').textContent.replace('Saved as ', '')"
+    page.wait_for_function(f"but => {STATUS} === '{status}' && ![but, ''].includes({saved})", arg=but)
+    return page.evaluate(saved)
 
 
 def test_keys_stay_and_are_never_shared(server: Server, context: Any) -> None:
