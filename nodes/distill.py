@@ -289,6 +289,7 @@ class Distill(io.ComfyNode):
                     tooltip="What the critic is asked besides, so that the pictures keep what the prompts say. With a "
                     "Keep Question of your own, only that one counts.",
                 ),
+                weight("structure"),
             ],
             outputs=[
                 io.LoraModel.Output(

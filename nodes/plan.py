@@ -8,7 +8,12 @@ from typing import Any
 
 AUTO = "auto"
 FROM_PRESET = "from the preset"
-PENALTY_WIDGETS = {"velocity": "velocity_weight", "range": "range_weight", "anchors": "anchor_weight"}
+PENALTY_WIDGETS = {
+    "velocity": "velocity_weight",
+    "range": "range_weight",
+    "anchors": "anchor_weight",
+    "structure": "structure_weight",
+}
 
 
 @dataclass(frozen=True)

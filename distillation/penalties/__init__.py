@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from .anchors import ANCHOR_DISTANCE
 from .out_of_range import RANGE
 from .penalty import ANCHORS, JUDGED, Penalty
+from .structure import STRUCTURE
 from .velocity import VELOCITY
 
 PENALTIES: Mapping[str, Penalty] = {
@@ -18,6 +19,7 @@ PENALTIES: Mapping[str, Penalty] = {
         VELOCITY,
         RANGE,
         ANCHOR_DISTANCE,
+        STRUCTURE,
     )
 }
 

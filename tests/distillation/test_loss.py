@@ -132,6 +132,21 @@ def test_penalties_by_hand():
     assert PENALTIES["range"].call(torch.tensor([0.0, 1.0, 1.5, -0.1])) == pytest.approx(5 * (0.5 + 0.1) / 4)
 
 
+def test_structure_sees_lines_and_no_colours():
+    distance = PENALTIES["structure"].call
+    picture = torch.zeros(1, 3, 32, 32)
+    picture[:, 0, 12:], picture[:, 2, :12] = 0.8, 0.6  # red ground, blue sky
+    recolored = 0.2 + 0.5 * picture.flip(1)
+    moved = picture.roll(6, dims=2)
+    moved[:, :, :6] = picture[:, :, :6]
+    assert distance(picture, picture) == pytest.approx(0, abs=1e-6)
+    assert distance(recolored, picture) < 0.001
+    assert distance(moved, picture) > 0.3
+    flat = torch.full((1, 3, 32, 32), 0.5, requires_grad=True)
+    (slope,) = torch.autograd.grad(distance(flat, picture), flat)
+    assert slope.isfinite().all()
+
+
 def test_words_of_the_prompt_are_filled_in_for_each_sample():
     critic = CriticOfAnswers()
     questions = [Question("a"), Question("{prompt}?", weight=3.0)]
