@@ -32,7 +32,8 @@ from .world import (
 )
 
 DEFAULT_LINE = 0.3
-STRUCTURE = 0.1  # weight of the penalty that keeps lines in their places while colours change
+# Far palettes have hardly any right base picture to be an anchor, but lines can stay where they are.
+PALETTE_PENALTIES = {"anchors": 0.5, "structure": 0.2}
 DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [
@@ -139,7 +140,7 @@ def horizon_control(line: float = DEFAULT_LINE, seed: int = 0, **changes: Any) -
 def palette_control(colors: Sequence[str] = DEFAULT_PALETTE, seed: int = 0, **changes: Any) -> Control:
     """The colours of the picture move to the swatches of a strip."""
     question = Question(questions.PALETTE[0], overlay=overlays.palette(colors))
-    changes = {"penalties": {**PRESETS["demo"].recipe["penalties"], "structure": STRUCTURE}, **changes}
+    changes = {"penalties": {**PRESETS["demo"].recipe["penalties"], **PALETTE_PENALTIES}, **changes}
     swatches = torch.tensor([overlays.parse_color(c) for c in colors])
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:

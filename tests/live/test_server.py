@@ -191,3 +191,13 @@ NO_CRITIC = {"none": node("DualProcessLoadVLMCritic", model=NO_VLM, dtype="auto"
 def test_bad_input_is_explained_and_leaves_the_server_healthy(server, broken, message):
     assert message in server.error(broken(distil(train_steps=2, seed=123)))
     assert server.get("/system_stats")
+
+
+def test_comfyui_knows_what_the_old_training_node_becomes(server):
+    (entry,) = server.get("/node_replacements")["DualProcessDistillLoRA"]
+    assert entry["new_node_id"] == "DualProcessDistill"
+    named = {pair["new_id"] for pair in entry["input_mapping"]}
+    assert {"model", "vae", "loss", "train_steps", "seed"} <= named
+    schemas = [server.get(f"/object_info/{node}")[node] for node in ("DualProcessDistillLoRA", "DualProcessDistill")]
+    for pair in entry["output_mapping"]:
+        assert schemas[0]["output_name"][pair["old_idx"]] == schemas[1]["output_name"][pair["new_idx"]]
