@@ -1,4 +1,6 @@
-"""Writes `workflows/*.json` from definitions, through ComfyUI's own frontend, which knows the sizes of nodes.
+"""Writes `workflows/*.json` and `subgraphs/*.json` from definitions, through ComfyUI's own frontend.
+
+It knows the sizes of nodes, and how subgraphs are written.
 
     PYTHONPATH=tests:tests/live python tools/templates.py
 
@@ -20,6 +22,7 @@ from live_server import BROWSER, Server
 from playwright.sync_api import sync_playwright
 
 FOLDER = comfyui.ROOT / "workflows"
+BLUEPRINTS = comfyui.ROOT / "subgraphs"
 HORIZON = "Is the overlaid red line aligned with the horizon of the scene?"
 PALETTE = "Does the color palette overlaid at the bottom match the image?"
 COLORS = ["#6a4a82", "#e89a5c", "#7a5068", "#4a3250"]
@@ -43,6 +46,14 @@ class Node:
 
 
 @dataclass(frozen=True)
+class App:
+    """What app mode shows beside Run: widgets as "key.widget", and the nodes whose pictures are the result."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Template:
     """Columns of nodes from left to right, each a titled group; the note stands below one."""
 
@@ -50,6 +61,19 @@ class Template:
     note: str
     note_size: tuple[int, int] = (300, 300)
     note_below: int = -1  # the column that it stands below
+    app: App | None = None  # opens in app mode; the file's name ends in .app, by which ComfyUI lists apps
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A subgraph for the node library: columns of nodes, what it shows of them as "key.name", words to find it by."""
+
+    columns: Sequence[Mapping[str, Node]]
+    inputs: Sequence[str]
+    widgets: Sequence[str]
+    outputs: Sequence[str]
+    description: str
+    aliases: Sequence[str]
 
 
 def model(name: str, url: str, directory: str) -> dict[str, str]:
@@ -67,32 +91,32 @@ def distill(source: Mapping[str, str], **inputs: str) -> Node:
 FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
 DEMO = {"model": "demo.model", "vae": "demo.vae"}
 
+TEACH_A_HORIZON: dict[str, dict[str, Node]] = {
+    "1  Models and prompts": {
+        **demo_models(),
+        "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
+    },
+    "2  What the critic is asked": {
+        "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300),
+        "question": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
+        "loss": Node(
+            "DualProcessVQALoss",
+            inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+            height=124,
+            width=300,
+        ),
+    },
+    "3  Train and watch": {
+        "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+    },
+    "4  Save": {
+        "save": Node("DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 300),
+    },
+}
+
 TEMPLATES: dict[str, Template] = {
     "01_demo_teach_a_horizon": Template(
-        columns={
-            "1  Models and prompts": {
-                **demo_models(),
-                "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
-            },
-            "2  What the critic is asked": {
-                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300),
-                "question": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
-                "loss": Node(
-                    "DualProcessVQALoss",
-                    inputs={"critic": "demo.critic", "questions.question0": "question.question"},
-                    height=124,
-                    width=300,
-                ),
-            },
-            "3  Train and watch": {
-                "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
-            },
-            "4  Save": {
-                "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 300
-                ),
-            },
-        },
+        columns=TEACH_A_HORIZON,
         note="## Teach a horizon\n\nPress **Run**: nothing has to be downloaded. In a few minutes on a CPU "
         "the tiny demo model learns to put the horizon on the red line.\n\n- *Horizon Overlay* draws the "
         "line. Move *position* and run again.\n- *Stop and keep* ends the training early.\n\nNext: "
@@ -332,6 +356,42 @@ TEMPLATES: dict[str, Template] = {
         "into *download* of *Load VLM Critic* (advanced).",
         note_size=(330, 200),
     ),
+    "06_demo_teach_a_horizon.app": Template(
+        columns={
+            **TEACH_A_HORIZON,
+            "4  Save": {
+                **TEACH_A_HORIZON["4  Save"],
+                "picture": Node(
+                    "SaveImage", {"filename_prefix": "dual_process/horizon"}, {"images": "distill.comparison"}, 300, 320
+                ),
+            },
+        },
+        note="## An app\n\n**01_demo_teach_a_horizon** in app mode, which shows only the question, the line's "
+        "*position*, the training and the pictures before and after. *Enter app mode* in the menu of the "
+        "workflow's tab goes back there.",
+        note_size=(300, 200),
+        app=App(["question.question", "overlay.position", "distill.view"], ["picture"]),
+    ),
+}
+
+SUBGRAPHS: dict[str, Blueprint] = {
+    "Distill from one question": Blueprint(
+        columns=[
+            {
+                "question": Node("DualProcessVLMQuestion", {"question": "Is it night?"}, width=300),
+                "loss": Node(
+                    "DualProcessVQALoss", inputs={"questions.question0": "question.question"}, height=124, width=300
+                ),
+            },
+            {"distill": distill({"loss": "loss.loss"})},
+        ],
+        inputs=["distill.model", "distill.vae", "distill.prompts", "loss.critic", "question.overlay"],
+        widgets=["question.question", "question.answer", "distill.preset", "distill.train_steps"],
+        outputs=["distill.lora", "distill.comparison"],
+        description="Trains a LoRA until the critic gives the wanted answer to one question about the model's "
+        "pictures: VLM Question, VQA Loss and Distill LoRA in one node. Open it to watch the training.",
+        aliases=["dual process", "distill lora", "train lora", "vlm question"],
+    ),
 }
 
 BUILD = """async (columns) => {
@@ -380,6 +440,31 @@ PLACE = """async ({places, groups, note}) => {
   await new Promise(r => setTimeout(r, 500));
   return graph.serialize();
 }"""
+INTO_SUBGRAPH = """async ({name, places, inputs, widgets, outputs}) => {
+  const graph = window.app.graph, order = Object.keys(places);
+  graph.nodes.forEach((node, i) => { const [x, y, w, h] = places[order[i]]; node.pos = [x, y]; node.setSize([w, h]); });
+  const {subgraph, node} = graph.convertToSubgraph(new Set(graph.nodes));
+  subgraph.inputs.slice().forEach(input => subgraph.removeInput(input));  // the frontend shows seeds by itself
+  const inner = Object.fromEntries(subgraph.nodes.map((node, i) => [order[i], node]));
+  const slot = (path, side) => {
+    const [key, name] = path.split('.'), found = inner[key][side].find(slot => slot.name === name);
+    if (!found) throw new Error(`no socket ${path}`);
+    return [name, inner[key], found];
+  };
+  for (const [name, inside, socket] of [...inputs, ...widgets].map(path => slot(path, 'inputs')))
+    subgraph.addInput(name, socket.type).connect(socket, inside);
+  for (const [name, inside, socket] of outputs.map(path => slot(path, 'outputs')))
+    subgraph.addOutput(name, socket.type).connect(socket, inside);
+  for (const [side, x] of [[subgraph.inputNode, -220], [subgraph.outputNode, 920]]) {
+    side.arrange(); side.pos = [x, 0];
+  }
+  for (const [key, name] of widgets.map(path => path.split('.')))
+    node.widgets.find(w => w.name === name).value = inner[key].widgets.find(w => w.name === name).value;
+  subgraph.name = node.title = name;
+  node.pos = [0, 0]; node.setSize([340, node.computeSize()[1]]);
+  await new Promise(r => setTimeout(r, 500));
+  return JSON.parse(JSON.stringify(graph.serialize()));
+}"""
 RENDERER = "vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
 TITLE, GAP, MARGIN, HEAD = 30, 26, 16, 56  # pixels: a node's title, between nodes, around a group, a group's title
 BETWEEN = 60  # columns
@@ -403,20 +488,57 @@ def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[st
     return {"places": places, "groups": groups, "note": note}
 
 
+def build(page: Any, columns: Mapping[str, Mapping[str, Node]]) -> dict[str, Any]:
+    """Puts the nodes into an empty graph; their sizes by key."""
+    return page.evaluate(BUILD, {t: {key: asdict(node) for key, node in c.items()} for t, c in columns.items()})
+
+
+def named(name: str) -> str:
+    """The same id for the same thing whenever it is built."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"dual-process/{name}"))
+
+
 def write(pages: tuple[Any, Any], name: str, template: Template) -> None:
     """Builds in the classic renderer, measures in both, and leaves room for the larger."""
     page, vue = pages
-    columns = {title: {key: asdict(node) for key, node in column.items()} for title, column in template.columns.items()}
-    sizes = page.evaluate(BUILD, columns)
+    sizes = build(page, template.columns)
     rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes)))
     sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=False)}
     workflow = page.evaluate(PLACE, lay_out(template, sizes))
     for node in workflow["nodes"]:
         node["properties"].pop("dual_process_view", None)  # every user's node gets a key of its own
-    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"dual-process/{name}"))
+    workflow["id"] = named(name)
     workflow["extra"] = {"ds": {"scale": 0.75, "offset": [60, 100]}}
+    if app := template.app:
+        ids = dict(zip(sizes, page.evaluate("() => window.app.graph.nodes.map(node => node.id)"), strict=False))
+        shown = [(ids[key], widget) for key, widget in (path.split(".") for path in app.inputs)]
+        workflow["extra"] |= {"linearMode": True}
+        workflow["extra"] |= {"linearData": {"inputs": shown, "outputs": [ids[key] for key in app.outputs]}}
     (FOLDER / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
     print(f"{name}: {len(workflow['nodes'])} nodes, {len(workflow['links'])} wires")
+
+
+def write_blueprint(page: Any, name: str, blueprint: Blueprint) -> None:
+    """A workflow of one node, its subgraph, as ComfyUI wants blueprints."""
+    columns = {str(number): column for number, column in enumerate(blueprint.columns)}
+    sizes = build(page, columns)
+    places = lay_out(Template(columns, ""), sizes)["places"]
+    shown = {side: getattr(blueprint, side) for side in ("inputs", "widgets", "outputs")}
+    workflow = page.evaluate(INTO_SUBGRAPH, {"name": name, "places": places, **shown})
+    (subgraph,) = workflow["definitions"]["subgraphs"]
+    (node,) = workflow["nodes"]
+    workflow["id"] = named(name)
+    subgraph["id"] = node["type"] = named(f"{name}/subgraph")
+    for side in ("inputs", "outputs"):
+        for slot in subgraph[side]:
+            slot["id"] = named(f"{name}/{side}/{slot['name']}")
+    for inner in subgraph["nodes"]:
+        inner["properties"].pop("dual_process_view", None)
+    subgraph |= {"category": "dual process", "description": blueprint.description}
+    workflow["extra"] = {"BlueprintSearchAliases": list(blueprint.aliases)}
+    BLUEPRINTS.mkdir(exist_ok=True)
+    (BLUEPRINTS / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
+    print(f"{name}: {len(subgraph['nodes'])} nodes, {len(subgraph['links'])} wires")
 
 
 def open_page(browser: Any, server: Server) -> Any:
@@ -437,6 +559,8 @@ def main() -> None:
                 page.evaluate(RENDERER, vue)
             for name, template in TEMPLATES.items():
                 write(pages, name, template)
+            for name, blueprint in SUBGRAPHS.items():
+                write_blueprint(pages[0], name, blueprint)
             browser.close()
     finally:
         server.close()
