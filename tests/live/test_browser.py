@@ -21,6 +21,23 @@ OLD = comfyui.ROOT / "tests" / "fixtures" / "v0_1" / "workflows"
 FLUX = "05_flux_schnell_teach_a_horizon"
 RUNNABLE = [p for p in sorted(WORKFLOWS.glob("*.json")) if p.stem != FLUX]
 RUNNABLE += [p for p in sorted(OLD.glob("*.json")) if "flux" not in p.stem]
+BLUEPRINT = "Distill from one question"
+SHORT = """() => { for (const node of [window.app.graph, ...window.app.graph.subgraphs.values()].flatMap(g => g.nodes))
+  for (const [name, value] of [['train_steps', 3], ['anchor_pool', 2]]) {
+    const widget = node.widgets?.find(w => w.name === name); if (widget) widget.value = value; } }"""
+REOPEN = """() => window.app.loadGraphData(
+  window.app.graph.serialize(), true, true, window.app.extensionManager.workflow.activeWorkflow)"""  # in the same tab
+WIRE = """() => { const graph = window.app.graph, [blueprint] = graph.nodes;
+  const wires = {DualProcessLoadDemoModels: ['model', 'vae', 'critic'], DualProcessTrainingPrompts: ['prompts']};
+  const nodes = Object.fromEntries([...Object.keys(wires), 'DualProcessSaveDistilledLoRA', 'PreviewImage'].map(type => {
+    const node = window.LiteGraph.createNode(type); graph.add(node); return [type, node]; }));
+  const [demo, prompts, save, picture] = Object.values(nodes);
+  const connect = (from, output, to, input) =>
+    from.connect(from.outputs.findIndex(o => o.name === output), to, to.inputs.findIndex(i => i.name === input));
+  for (const [type, names] of Object.entries(wires))
+    for (const name of names) connect(nodes[type], name, blueprint, name);
+  connect(demo, 'clip', prompts, 'clip');
+  connect(blueprint, 'lora', save, 'lora'); connect(blueprint, 'comparison', picture, 'images'); }"""
 TRAINING = ("DualProcessDistill", "DualProcessDistillLoRA")
 
 
@@ -40,13 +57,8 @@ def page(server: Server) -> Iterator[Any]:
 
 def open_template(page: Any, name: str) -> None:
     """Opens one of the pack's templates as a user does."""
-    from playwright.sync_api import TimeoutError as Late
-
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     dialog = page.get_by_role("dialog")
-    try:
-        dialog.wait_for(timeout=120_000)  # it opens by itself on the very first start
-    except Late:
-        page.get_by_text("Templates", exact=True).first.click()
     dialog.get_by_text(PACK, exact=True).click()
     dialog.get_by_text(name, exact=True).first.click()
     page.wait_for_function("window.app.graph.nodes.length > 5")
@@ -66,6 +78,51 @@ def test_a_user_opens_the_horizon_template_and_trains(server: Server, page: Any,
     )
     page.screenshot(path=tmp_path / "trained.png")
     assert list((server.base / "models" / "loras" / "dual_process").glob("horizon_*.safetensors"))
+
+
+def test_a_user_runs_the_app(server: Server, page: Any, tmp_path: Path) -> None:
+    open_template(page, "06_demo_teach_a_horizon.app")
+    page.get_by_role("button", name="Skip", exact=True).click()  # the frontend's tour of app mode
+    page.evaluate(SHORT)
+    widgets = page.get_by_test_id("app-mode-widget-item")
+    labels = widgets.get_by_test_id("builder-widget-label").all_inner_texts()
+    assert labels == ["question", "position", "view"]
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.get_by_role("button", name="Stop and keep").wait_for()  # the view is live here, too
+    picture = page.locator("img[src*='filename=horizon_']").first
+    picture.wait_for()
+    page.wait_for_function("document.querySelector('.dp-status').textContent.startsWith('Done after 3 steps')")
+    page.screenshot(path=tmp_path / "app.png")
+    assert list((server.base / "output" / "dual_process").glob("horizon_*.png"))
+
+
+def test_a_user_finds_the_blueprint_and_trains_with_it(server: Server, page: Any, tmp_path: Path) -> None:
+    page.wait_for_timeout(3000)  # the dialog of templates opens by itself on the very first start
+    page.keyboard.press("Escape")
+    page.evaluate("() => window.app.graph.clear()")
+    page.mouse.dblclick(900, 300)
+    page.keyboard.type(BLUEPRINT)
+    found = page.get_by_text("Subgraph Blueprints / dual process").first
+    found.wait_for()
+    page.keyboard.press("Enter")
+    found.wait_for(state="hidden")
+    page.wait_for_timeout(1000)  # the search fades away, and the node hangs on the mouse
+    page.mouse.click(900, 300)
+    page.wait_for_function("window.app.graph.nodes.length === 1 && !window.app.graph.nodes[0].flags.ghost")
+    shown = page.evaluate("() => window.app.graph.nodes[0].widgets.map(w => w.name)")
+    assert shown == ["question", "answer", "preset", "train_steps"]
+    page.evaluate(WIRE)
+    page.evaluate(SHORT)
+    page.evaluate(REOPEN)
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert next(row["inputs"] for row in prompt.values() if "question" in row["inputs"])["question"] == "Is it night?"
+    page.evaluate(
+        """() => { const node = window.app.graph.nodes.find(n => n.isSubgraphNode?.());
+        window.app.canvas.setGraph(node.subgraph); window.app.queuePrompt(0, 1); }"""
+    )
+    page.wait_for_function("document.querySelector('.dp-saved')?.textContent.startsWith('Saved as dual_process/lora')")
+    page.screenshot(path=tmp_path / "inside.png")
+    assert list((server.base / "models" / "loras" / "dual_process").glob("lora_*.safetensors"))
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
