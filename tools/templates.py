@@ -396,6 +396,7 @@ SUBGRAPHS: dict[str, Blueprint] = {
 
 BUILD = """async (columns) => {
   const graph = window.app.graph; graph.clear();
+  graph.id = crypto.randomUUID();  // the frontend remembers values by the ids of graph and node
   const nodes = {};
   for (const column of Object.values(columns)) for (const [key, want] of Object.entries(column)) {
     const node = window.LiteGraph.createNode(want.type);
