@@ -93,7 +93,7 @@ def page(server: Server) -> Iterator[Any]:
 
 
 def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path: Path) -> None:
-    """The steps that docs/first_graph.md tells."""
+    """Seven nodes, by search and by dragging from sockets."""
     hands = Hands(page)
     page.mouse.dblclick(200, 200)
     page.wait_for_timeout(1000)
