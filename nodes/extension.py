@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib import import_module
 
-from comfy_api.latest import ComfyAPI, ComfyExtension, io
+from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
 from .folders import register_folders
@@ -23,13 +23,23 @@ class DualProcessExtension(ComfyExtension):
         register_folders()
         if getattr(PromptServer, "instance", None) is not None:
             add_routes()
-            await register_replacement()
+            await offer_replacement()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for name in MODULES for node in nodes_of(name)]
 
 
-async def register_replacement() -> None:
+async def offer_replacement() -> None:
+    """Does without, and logs it, where a module cannot be loaded or ComfyUI knows no replacements: nodes come first."""
+    try:
+        from comfy_api.latest import ComfyAPI
+
+        await ComfyAPI().node_replacement.register(replacement())
+    except Exception as error:
+        log.warning("There is no replacement for Distill LoRA of version 0.1 (%s: %s).", type(error).__name__, error)
+
+
+def replacement() -> io.NodeReplace:
     """What Distill LoRA of version 0.1 becomes where ComfyUI is asked to replace it: its prompts want a new node."""
     from .distill import Distill
     from .distill_sockets import DistillLoRA
@@ -41,16 +51,14 @@ async def register_replacement() -> None:
     for widget in old.inputs:
         if isinstance(widget, io.WidgetInput):
             widgets += [widget.id, "control_after_generate"] if widget.id == "seed" else [widget.id]
-    await ComfyAPI().node_replacement.register(
-        io.NodeReplace(
-            new_node_id=new.node_id,
-            old_node_id=old.node_id,
-            old_widget_ids=widgets,
-            input_mapping=[{"new_id": name, "old_id": name} for name in sorted(inputs)],
-            output_mapping=[
-                {"old_idx": index, "new_idx": outputs.index(o.display_name)} for index, o in enumerate(old.outputs)
-            ],
-        )
+    return io.NodeReplace(
+        new_node_id=new.node_id,
+        old_node_id=old.node_id,
+        old_widget_ids=widgets,
+        input_mapping=[{"new_id": name, "old_id": name} for name in sorted(inputs)],
+        output_mapping=[
+            {"old_idx": index, "new_idx": outputs.index(o.display_name)} for index, o in enumerate(old.outputs)
+        ],
     )
 
 
