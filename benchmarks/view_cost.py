@@ -9,7 +9,7 @@ the websocket, as a tab of the browser does. Ratios, so that machines can be com
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import statistics
 import sys
@@ -26,21 +26,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import comfyui
 
-PACK, PORT = "dual_process_pack", 8197
-
-
-def start_comfyui(base: str) -> None:
-    """ComfyUI's modules in this process, with a base directory of its own."""
-    if reason := comfyui.missing():
-        raise SystemExit(f"Cannot run: {reason}")
-    sys.path.insert(0, str(comfyui.folder()))
-    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", base, "--disable-api-nodes"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import folder_paths  # noqa: F401  # reads the arguments as it is imported
-
-    sys.argv = arguments
+PORT = 8197
 
 
 def serve() -> list[int]:
@@ -71,18 +57,6 @@ def serve() -> list[int]:
     return sizes
 
 
-def load_pack() -> ModuleType:
-    """As ComfyUI loads a folder of custom_nodes."""
-    spec = importlib.util.spec_from_file_location(
-        PACK, comfyui.ROOT / "__init__.py", submodule_search_locations=[str(comfyui.ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[PACK] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Turns:
     """Called after every step: tells the view of every second one, and notes the CPU time that each step took.
 
@@ -110,36 +84,34 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Prints the median step with the view as a share of one without, and a look at three pictures in steps."""
+    if reason := comfyui.missing():
+        raise SystemExit(f"Cannot run: {reason}")
     with tempfile.TemporaryDirectory() as base:
-        start_comfyui(base)
+        comfyui.start(Path(base))
         sizes = serve()
-        load_pack()
-        print(json.dumps(measure(steps, sizes), indent=2) if as_json else measure(steps, sizes))
+        comfyui.load_pack()
+        figures = measure(steps, sizes)
+    print(json.dumps(figures, indent=2) if as_json else figures)
 
 
 def measure(steps: int, sizes: list[int]) -> dict[str, float]:
-    pack = sys.modules[PACK]
-    demo = importlib.import_module(f"{pack.__name__}.demo")
-    controls = importlib.import_module(f"{pack.__name__}.demo.controls")
-    comfy_models = importlib.import_module(f"{pack.__name__}.demo.comfy_models")
-    comfy_model = importlib.import_module(f"{pack.__name__}.generators.comfy_model")
-    distillation = importlib.import_module(f"{pack.__name__}.distillation")
-    held_out = importlib.import_module(f"{pack.__name__}.evaluation.held_out")
-    nodes = importlib.import_module(f"{pack.__name__}.nodes.view")
-    progress = importlib.import_module(f"{pack.__name__}.nodes.progress")
+    def part(name: str) -> ModuleType:
+        return importlib.import_module(f"{comfyui.PACK}.{name}")
 
-    control = controls.horizon_control(train_steps=steps)
+    held_out = part("evaluation.held_out")
+    control = part("demo.controls").horizon_control(train_steps=steps)
     with torch.inference_mode():
-        model, clip, vae = comfy_models.load_models()
+        model, clip, vae = part("demo.comfy_models").load_models()
         texts = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in control.prompts]
     with torch.inference_mode(False):
-        critic = demo.load(control.prompts)[1]
+        critic = part("demo").load(control.prompts)[1]
         latent = {"samples": torch.zeros(1, 16, 14, 14)}
-        generator = comfy_model.ComfyGenerator(model, vae, texts, latent=latent, steps=1, prompts=control.prompts)
-        key = "0" * 32
-        view = nodes.View(key, "1", control.recipe, control.held_out[:3], ())
-        turns = Turns(view, progress.Progress(control.recipe, "1", has_view=True))
-        distillation.distill(generator, critic, control.recipe, turns)
+        generator = part("generators.comfy_model").ComfyGenerator(
+            model, vae, texts, latent=latent, steps=1, prompts=control.prompts
+        )
+        view = part("nodes.view").View("0" * 32, "1", control.recipe, control.held_out[:3], ())
+        turns = Turns(view, part("nodes.progress").Progress(control.recipe, "1", has_view=True))
+        part("distillation").distill(generator, critic, control.recipe, turns)
         pairs = held_out.HeldOut(tuple(range(len(control.prompts) - 3, len(control.prompts))), (1, 2, 3))
         examiner = held_out.Examiner(generator, {"default": critic}, control.recipe, pairs)
         examiner.look(0.0)

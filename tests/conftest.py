@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import comfyui
@@ -37,17 +36,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Makes ComfyUI importable in this process, on the CPU, with a base directory of its own (the value)."""
     base = tmp_path_factory.mktemp("comfyui")
-    for name in ("custom_nodes", "models/loras", "output", "input", "temp"):
-        (base / name).mkdir(parents=True)
-    # Before the working directory, whose `nodes/` would hide ComfyUI's nodes.py.
-    sys.path.insert(0, str(comfyui.folder()))
-    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base), "--disable-api-nodes"]
-    try:
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args
-        import folder_paths  # noqa: F401  # reads the arguments as it is imported
-    finally:
-        sys.argv = arguments
+    comfyui.start(base)
     return base

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from types import ModuleType
 
 import comfyui
@@ -12,18 +10,10 @@ import pytest
 import torch
 from node_inputs import EMPTY, QUESTION, SETTINGS
 
-NAME = "dual_process_pack"
-
 
 @pytest.fixture(scope="session")
 def pack(comfy) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        NAME, comfyui.ROOT / "__init__.py", submodule_search_locations=[str(comfyui.ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    return module
+    return comfyui.load_pack()
 
 
 @pytest.fixture(scope="session")
