@@ -91,28 +91,36 @@ def distill(source: Mapping[str, str], **inputs: str) -> Node:
 FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
 DEMO = {"model": "demo.model", "vae": "demo.vae"}
 
-TEACH_A_HORIZON: dict[str, dict[str, Node]] = {
-    "1  Models and prompts": {
-        **demo_models(),
-        "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
-    },
-    "2  What the critic is asked": {
-        "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300),
-        "question": Node("DualProcessVLMQuestion", {"question": HORIZON}, {"overlay": "overlay.overlay"}, 300),
-        "loss": Node(
-            "DualProcessVQALoss",
-            inputs={"critic": "demo.critic", "questions.question0": "question.question"},
-            height=124,
-            width=300,
-        ),
-    },
-    "3  Train and watch": {
-        "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
-    },
-    "4  Save": {
-        "save": Node("DualProcessSaveDistilledLoRA", {"name": "dual_process/horizon"}, {"lora": "distill.lora"}, 300),
-    },
-}
+
+def teach(question: str, overlay: Node, name: str) -> dict[str, dict[str, Node]]:
+    """Columns of the demo models that learn what one question asks about an overlay."""
+    return {
+        "1  Models and prompts": {
+            **demo_models(),
+            "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
+        },
+        "2  What the critic is asked": {
+            "overlay": overlay,
+            "question": Node("DualProcessVLMQuestion", {"question": question}, {"overlay": "overlay.overlay"}, 300),
+            "loss": Node(
+                "DualProcessVQALoss",
+                inputs={"critic": "demo.critic", "questions.question0": "question.question"},
+                height=124,
+                width=300,
+            ),
+        },
+        "3  Train and watch": {
+            "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+        },
+        "4  Save": {
+            "save": Node(
+                "DualProcessSaveDistilledLoRA", {"name": f"dual_process/{name}"}, {"lora": "distill.lora"}, 300
+            ),
+        },
+    }
+
+
+TEACH_A_HORIZON = teach(HORIZON, Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300), "horizon")
 
 TEMPLATES: dict[str, Template] = {
     "01_demo_teach_a_horizon": Template(
@@ -123,30 +131,7 @@ TEMPLATES: dict[str, Template] = {
         "**03_demo_use_a_saved_lora**.",
     ),
     "02_demo_teach_a_palette": Template(
-        columns={
-            "1  Models and prompts": {
-                **demo_models(),
-                "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
-            },
-            "2  What the critic is asked": {
-                "overlay": Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300),
-                "question": Node("DualProcessVLMQuestion", {"question": PALETTE}, {"overlay": "overlay.overlay"}, 300),
-                "loss": Node(
-                    "DualProcessVQALoss",
-                    inputs={"critic": "demo.critic", "questions.question0": "question.question"},
-                    height=124,
-                    width=300,
-                ),
-            },
-            "3  Train and watch": {
-                "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
-            },
-            "4  Save": {
-                "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/palette"}, {"lora": "distill.lora"}, 300
-                ),
-            },
-        },
+        columns=teach(PALETTE, Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300), "palette"),
         note="## Teach a palette\n\nPress **Run**: nothing has to be downloaded. The critic is asked whether "
         "the picture matches the swatches along its bottom edge, and the LoRA learns to paint in these "
         "colours.\n\nChange the *colors* and run again. Colours near those of the prompts are learnt "

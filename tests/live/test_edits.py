@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import comfyui
 import pytest
 from graphs import node
-from live_server import BROWSER, PATIENCE, Server
+from live_server import Server
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 OLD = comfyui.ROOT / "tests" / "fixtures" / "v0_1" / "workflows" / "distill_horizon.json"
@@ -18,7 +17,7 @@ EDITS = 200
 MUTED, BYPASSED = 2, 4
 COLLECTOR = "DualProcessPromptsFromConditionings"
 
-# Seven prompts' worth of nodes as a user wires them, with a node a prompt and three questions.
+# A graph as a user wires it, with a node a prompt, and three questions.
 BUILD = """() => {
   const graph = window.app.graph; graph.clear();
   const make = (type, widgets = {}) => { const made = LiteGraph.createNode(type); graph.add(made);
@@ -60,24 +59,8 @@ CONNECT = """id => { const graph = window.app.graph, node = graph.getNodeById(id
   const prefix = node.type === 'CLIPTextEncode' ? /^(prompts|conditionings)\\./ : /^questions\\./;
   for (const to of graph.nodes) { const i = to.inputs?.findIndex(i => prefix.test(i.name) && i.link == null) ?? -1;
     if (i >= 0) { node.connect(0, to, i); return to.id; } } return null; }"""
-TRACKER = "window.app.extensionManager.workflow.activeWorkflow?.changeTracker"
+TRACKER = "window.app.extensionManager.workflow.activeWorkflow.changeTracker"
 ACTIVE = f"() => JSON.stringify({TRACKER}.activeState)"
-
-
-@pytest.fixture
-def page(server: Server) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(server.address)
-        page.wait_for_function(f"window.app?.extensionManager && {TRACKER}")
-        page.wait_for_timeout(3000)
-        page.keyboard.press("Escape")
-        yield page
-        browser.close()
 
 
 class Walk:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import BROWSER, PATIENCE, Server
+from live_server import PATIENCE, Server
 
 from dual_process import demo
 from dual_process.core.tensor_file import read_tensors
@@ -20,8 +19,6 @@ from dual_process.generators.noise import draw_noise
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser, pytest.mark.long]
 PAIRS = 36
-
-
 SLOT = """([type, kind, name]) => { const node = window.app.graph.nodes.find(n => n.type === `DualProcess${type}`);
   const i = node[kind].findIndex(slot => slot.name === name), { scale, offset } = window.app.canvas.ds;
   const at = kind === 'inputs' ? node.getInputPos(i) : node.getOutputPos(i);
@@ -73,27 +70,11 @@ class Hands:
         self.search(name, end, picture)
 
 
-@pytest.fixture
-def page(server: Server) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(server.address)
-        page.wait_for_function("window.app && window.app.extensionManager")
-        page.wait_for_timeout(3000)
-        page.keyboard.press("Escape")
-        page.evaluate("() => window.app.graph.clear()")
-        page.evaluate(WIDE)
-        page.wait_for_timeout(1000)
-        yield page
-        browser.close()
-
-
 def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path: Path) -> None:
     """Seven nodes, by search and by dragging from sockets."""
+    page.evaluate("() => window.app.graph.clear()")
+    page.evaluate(WIDE)
+    page.wait_for_timeout(1000)
     hands = Hands(page)
     page.mouse.dblclick(200, 200)
     page.wait_for_timeout(1000)
