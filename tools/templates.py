@@ -84,15 +84,17 @@ def demo_models() -> dict[str, Node]:
     return {"demo": Node("DualProcessLoadDemoModels", width=300)}
 
 
-def distill(source: Mapping[str, str], **inputs: str) -> Node:
-    return Node("DualProcessDistill", inputs={**source, **inputs}, width=470, height=840)
+def distill(source: Mapping[str, str], settings: Mapping[str, Any] | None = None, **inputs: str) -> Node:
+    return Node("DualProcessDistill", settings or {}, {**source, **inputs}, width=470, height=840)
 
 
 FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
 DEMO = {"model": "demo.model", "vae": "demo.vae"}
 
 
-def teach(question: str, overlay: Node, name: str) -> dict[str, dict[str, Node]]:
+def teach(
+    question: str, overlay: Node, name: str, settings: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Node]]:
     """Columns of the demo models that learn what one question asks about an overlay."""
     return {
         "1  Models and prompts": {
@@ -110,7 +112,7 @@ def teach(question: str, overlay: Node, name: str) -> dict[str, dict[str, Node]]
             ),
         },
         "3  Train and watch": {
-            "distill": distill(DEMO, prompts="prompts.prompts", loss="loss.loss"),
+            "distill": distill(DEMO, settings, prompts="prompts.prompts", loss="loss.loss"),
         },
         "4  Save": {
             "save": Node(
@@ -131,11 +133,16 @@ TEMPLATES: dict[str, Template] = {
         "**03_demo_use_a_saved_lora**.",
     ),
     "02_demo_teach_a_palette": Template(
-        columns=teach(PALETTE, Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300), "palette"),
+        columns=teach(
+            PALETTE,
+            Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300),
+            "palette",
+            {"anchor_weight": 0.5, "structure_weight": 0.2},  # as the demo's own palette control
+        ),
         note="## Teach a palette\n\nPress **Run**: nothing has to be downloaded. The critic is asked whether "
         "the picture matches the swatches along its bottom edge, and the LoRA learns to paint in these "
-        "colours.\n\nChange the *colors* and run again. Colours near those of the prompts are learnt "
-        "best by the tiny model.",
+        "colours. *structure_weight*, an advanced setting, keeps every line in its place.\n\nChange the "
+        "*colors* and run again. Colours near those of the prompts are learnt best by the tiny model.",
     ),
     "03_demo_use_a_saved_lora": Template(
         columns={
