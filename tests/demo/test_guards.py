@@ -8,7 +8,8 @@ import torch
 from dual_process.demo import world
 from dual_process.demo.controls import CONTROLS
 from dual_process.evaluation import evaluate, make_pairs
-from dual_process.evaluation.measures import psnr
+from dual_process.evaluation.held_out import PROMPTS, SEEDS, judge_without_truth
+from dual_process.evaluation.measures import high_frequency_energy, psnr, seed_diversity
 from dual_process.generators.noise import draw_noise
 
 
@@ -63,3 +64,27 @@ def test_every_guard_has_its_measure(name, pairs_of):
     base = world.render(world.scenes_from_noise(pairs.prompts, pairs.noise))
     before = evaluate(control, Undecided(), base, base, pairs, trained=False)
     assert [g.measure for g in control.guards if not g.measured(before)] == []
+
+
+@pytest.mark.parametrize("line", [0.25, 0.7])
+def test_a_perfect_control_passes_the_limits_of_few_held_out_pictures(line):
+    """A fixed horizon leaves less to vary, and four prompts of two seeds measure that coarsely."""
+    held_out = CONTROLS["horizon"]().held_out
+    for first in range(0, len(held_out) - PROMPTS, 3):
+        prompts = [p for p in held_out[first : first + PROMPTS] for _ in range(SEEDS)]
+        noise = draw_noise(range(100 * first, 100 * first + len(prompts)), world.LATENT_CHANNELS, 14, 14)
+        scenes = world.scenes_from_noise(prompts, noise)
+        before, after = (
+            {
+                "p_answer": p_answer,
+                "clipped_share": 0.0,
+                "diversity": seed_diversity(images, prompts),
+                "high_frequency": float(high_frequency_energy(images).mean()),
+                "contrast": float(images.std(dim=(2, 3)).mean()),
+            }
+            for p_answer, images in (
+                (0.1, world.render(scenes)),
+                (0.9, world.render(world.with_horizon(scenes, line))),
+            )
+        )
+        assert judge_without_truth(before, after).outcome == "learned"
