@@ -13,6 +13,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
+from .refusals import refused
 from .run_files import PICTURE, runs_folder
 from .types import CATEGORY
 from .types import Checkpoint as CheckpointSocket
@@ -72,13 +73,16 @@ class LoadDistillationCheckpoint(io.ComfyNode):
                 CheckpointSocket.Output(display_name="checkpoint", tooltip="For resume of Distill LoRA."),
                 io.Image.Output(display_name="picture", tooltip="The held-out picture when the checkpoint was made."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, run: str) -> bool | str:
         if run in unfinished_runs():
             return True
-        return f"The run {run!r} is not among those left unfinished. Press R to refresh the list, and choose one."
+        return refused(
+            cls, f"The run {run!r} is not among those left unfinished. Press R to refresh the list, and choose one."
+        )
 
     @classmethod
     def fingerprint_inputs(cls, run: str) -> Any:

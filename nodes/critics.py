@@ -10,6 +10,7 @@ import comfy.utils
 from comfy_api.latest import io
 
 from .folders import NONE_FOUND, critic_folders, critic_names, download_target, fingerprint, is_vlm
+from .refusals import refused
 from .types import CATEGORY, Critic, outside_inference_mode
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -88,11 +89,7 @@ class LoadVLMCritic(io.ComfyNode):
             return True
         if download.strip() or model in critic_folders():
             return True
-        known = "" if model == NONE_FOUND else f" {model!r} is not among them."
-        return (
-            "Expected the folder of a vision-language model below models/VLM or models/LLM, with config.json, weights, "
-            f"tokenizer and image processor.{known} Put one there and press R, or give a Hugging Face id to download."
-        )
+        return refused(cls, no_critic(model))
 
     @classmethod
     def fingerprint_inputs(cls, model: str | None, download: str | None = "", **_: Any) -> str:
@@ -119,7 +116,7 @@ class LoadVLMCritic(io.ComfyNode):
             fetch(wanted, cls.hidden.unique_id)
         folder = critic_folders().get(wanted)
         if folder is None:
-            raise CriticError(str(cls.validate_inputs(wanted)))
+            raise CriticError(no_critic(wanted))
         key = (fingerprint(folder), dtype, device, quantization, gradient_checkpointing)
         critic = _loaded.get(key)
         if critic is None:
@@ -175,6 +172,15 @@ class CriticFromCLIP(io.ComfyNode):
             with outside_inference_mode():
                 critic = _from_clips[key] = ClipCritic(clip, max_size**2)
         return io.NodeOutput(critic)
+
+
+def no_critic(model: str) -> str:
+    """What to do where there is no such folder."""
+    known = "" if model == NONE_FOUND else f" {model!r} is not among them."
+    return (
+        "Expected the folder of a vision-language model below models/VLM or models/LLM, with config.json, weights, "
+        f"tokenizer and image processor.{known} Put one there and press R, or give a Hugging Face id to download."
+    )
 
 
 def fetch(repository: str, node_id: str | None) -> None:

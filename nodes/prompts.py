@@ -8,6 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from .refusals import refused
 from .types import CATEGORY, Prompts, PromptSet, outside_inference_mode
 
 MAX_CONDITIONINGS = 64
@@ -78,6 +79,7 @@ class TrainingPrompts(io.ComfyNode):
                 ),
             ],
             outputs=[Prompts.Output(display_name="prompts", tooltip="For Distill LoRA.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -91,7 +93,7 @@ class TrainingPrompts(io.ComfyNode):
     def validate_inputs(cls, file: str = NO_FILE) -> bool | str:
         if file == NO_FILE or text_file(file).is_file():
             return True
-        return f"There is no {file!r} in ComfyUI's input folder: put it there, or choose another file."
+        return refused(cls, f"There is no {file!r} in ComfyUI's input folder: put it there, or choose another file.")
 
     @classmethod
     def execute(

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .refusals import refused
 from .types import CATEGORY, Critic, Loss, Overlay, Question, VqaTerms
 
 MAX_QUESTIONS = 16
@@ -42,9 +43,9 @@ def connected(questions: dict[str, Any] | None) -> list[Any]:
     return found
 
 
-def check_text(question: str | None) -> bool | str:
+def check_text(node: type[io.ComfyNode], question: str | None) -> bool | str:
     """For a node's `validate_inputs`: a text that comes by a wire is not known yet (None)."""
-    return True if question is None or question.strip() else "The question is empty: type one."
+    return True if question is None or question.strip() else refused(node, "The question is empty: type one.")
 
 
 def prompts_input() -> io.String.Input:
@@ -113,11 +114,12 @@ class VLMQuestion(io.ComfyNode):
                 prompts_input(),
             ],
             outputs=[Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, question: str | None = None) -> bool | str:
-        return check_text(question)
+        return check_text(cls, question)
 
     @classmethod
     def execute(
@@ -162,11 +164,12 @@ class KeepQuestion(io.ComfyNode):
                 prompts_input(),
             ],
             outputs=[Question.Output(display_name="question", tooltip="For VQA Loss, beside the control's question.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, question: str | None = None) -> bool | str:
-        return check_text(question)
+        return check_text(cls, question)
 
     @classmethod
     def execute(

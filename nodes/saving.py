@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .lora_model import COMFYUI, DIFFUSERS, TrainedLora, free_path, save_lora
+from .refusals import refused
 from .run_files import save_picture
 from .types import CATEGORY
 
@@ -48,7 +49,7 @@ class SaveDistilledLoRA(io.ComfyNode):
             outputs=[
                 io.String.Output(display_name="lora_name", tooltip="The file's name as LoraLoader lists it."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -76,7 +77,7 @@ class SaveDistilledLoRA(io.ComfyNode):
         try:
             lora_file(Path(folder_paths.get_folder_paths("loras")[0]), name)
         except ValueError as error:
-            return str(error)
+            return refused(cls, str(error))
         return True
 
 
