@@ -61,6 +61,7 @@ class Template:
     note: str
     note_size: tuple[int, int] = (300, 300)
     note_below: int = -1  # the column that it stands below
+    lowered: Mapping[int, int] = field(default_factory=lambda: {1: 110})  # columns that wires go past, above the nodes
     app: App | None = None  # opens in app mode; the file's name ends in .app, by which ComfyUI lists apps
 
 
@@ -85,7 +86,7 @@ def demo_models() -> dict[str, Node]:
 
 
 def distill(source: Mapping[str, str], settings: Mapping[str, Any] | None = None, **inputs: str) -> Node:
-    return Node("DualProcessDistill", settings or {}, {**source, **inputs}, width=470, height=840)
+    return Node("DualProcessDistill", settings or {}, {**source, **inputs}, width=470, height=828)
 
 
 FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
@@ -99,7 +100,7 @@ def teach(
     return {
         "1  Models and prompts": {
             **demo_models(),
-            "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=330),
+            "prompts": Node("DualProcessTrainingPrompts", inputs={"clip": "demo.clip"}, width=300, height=370),
         },
         "2  What the critic is asked": {
             "overlay": overlay,
@@ -214,16 +215,15 @@ TEMPLATES: dict[str, Template] = {
             },
             "4  Look": {
                 "shown_without": Node(
-                    "PreviewImage", {}, {"images": "line_without.image"}, 340, 330, "Without the LoRA"
+                    "PreviewImage", {}, {"images": "line_without.image"}, 280, 260, "Without the LoRA"
                 ),
-                "shown_with": Node("PreviewImage", {}, {"images": "line_with.image"}, 340, 330, "With the LoRA"),
+                "shown_with": Node("PreviewImage", {}, {"images": "line_with.image"}, 280, 260, "With the LoRA"),
             },
         },
         note="## Use a LoRA\n\nPress **Run**. The LoRA in *Load LoRA* ships with the pack and puts the "
         "horizon on the line that is drawn. Choose your own after running **01_demo_teach_a_horizon** "
         "(press R to refresh the list).",
-        note_size=(300, 220),
-        note_below=1,
+        note_size=(280, 150),
     ),
     "04_demo_score_pictures": Template(
         columns={
@@ -269,16 +269,17 @@ TEMPLATES: dict[str, Template] = {
                         "questions.question1": "night.question",
                     },
                     460,
-                    480,
+                    400,
                 ),
-                "answers": Node("PreviewAny", {}, {"source": "ask.answers"}, 460, 220, "Answers"),
+                "answers": Node("PreviewAny", {}, {"source": "ask.answers"}, 320, 320, "Answers"),
             },
         },
         note="## Score pictures\n\nPress **Run**. Try questions here before you train on them: if P(answer) "
         "cannot tell a good picture from a bad one, training will not either.\n\nPut *Load Image* in the "
         "place of the sampler for your own pictures, and *Load VLM Critic* in that of the demo critic.",
-        note_size=(300, 260),
-        note_below=1,
+        note_size=(300, 200),
+        note_below=0,
+        lowered={1: 110, 2: 110},
     ),
     "05_flux_schnell_teach_a_horizon": Template(
         columns={
@@ -286,13 +287,13 @@ TEMPLATES: dict[str, Template] = {
                 "unet": Node(
                     "UNETLoader",
                     {"unet_name": "flux1-schnell.safetensors"},
-                    width=330,
+                    width=320,
                     models=[model("flux1-schnell.safetensors", FLUX, "diffusion_models")],
                 ),
                 "clip": Node(
                     "DualCLIPLoader",
                     {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
-                    width=330,
+                    width=320,
                     models=[
                         model("clip_l.safetensors", f"{ENCODERS}/clip_l.safetensors", "text_encoders"),
                         model("t5xxl_fp16.safetensors", f"{ENCODERS}/t5xxl_fp16.safetensors", "text_encoders"),
@@ -301,7 +302,7 @@ TEMPLATES: dict[str, Template] = {
                 "vae": Node(
                     "VAELoader",
                     {"vae_name": "ae.safetensors"},
-                    width=330,
+                    width=320,
                     models=[model("ae.safetensors", AE, "vae")],
                 ),
                 "prompts": Node(
@@ -312,24 +313,25 @@ TEMPLATES: dict[str, Template] = {
                         "held_out": "a photo of a lighthouse on a rocky shore\na watercolour of a mountain lake",
                     },
                     {"clip": "clip.CLIP"},
-                    330,
+                    320,
                     280,
                 ),
             },
             "2  What the critic is asked": {
-                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=330),
-                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=330),
+                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=320),
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=320),
                 "question": Node(
                     "DualProcessVLMQuestion",
                     {"question": f"{HORIZON} Answer with Yes or No."},
                     {"overlay": "overlay.overlay"},
-                    330,
+                    320,
+                    224,
                 ),
                 "loss": Node(
                     "DualProcessVQALoss",
                     inputs={"critic": "critic.critic", "questions.question0": "question.question"},
                     height=124,
-                    width=330,
+                    width=320,
                 ),
             },
             "3  Train and watch": {
@@ -346,7 +348,8 @@ TEMPLATES: dict[str, Template] = {
         note="## A horizon for Flux schnell\n\nComfyUI offers to download the files of Flux. The critic is a "
         "folder in models/VLM, such as Qwen2.5-VL-7B-Instruct from Hugging Face; or write its id "
         "into *download* of *Load VLM Critic* (advanced).",
-        note_size=(330, 200),
+        note_size=(300, 200),
+        lowered={1: 20},
     ),
     "06_demo_teach_a_horizon.app": Template(
         columns={
@@ -361,7 +364,8 @@ TEMPLATES: dict[str, Template] = {
         note="## An app\n\n**01_demo_teach_a_horizon** in app mode, which shows only the question, the line's "
         "*position*, the training and the pictures before and after. *Enter app mode* in the menu of the "
         "workflow's tab goes back there.",
-        note_size=(300, 200),
+        note_size=(300, 180),
+        note_below=0,
         app=App(["question.question", "overlay.position", "distill.view"], ["picture"]),
     ),
 }
@@ -459,15 +463,15 @@ INTO_SUBGRAPH = """async ({name, places, inputs, widgets, outputs}) => {
   return JSON.parse(JSON.stringify(graph.serialize()));
 }"""
 RENDERER = "vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
-TITLE, GAP, MARGIN, HEAD = 30, 26, 16, 56  # pixels: a node's title, between nodes, around a group, a group's title
+TITLE, GAP, MARGIN, HEAD = 30, 26, 12, 52  # pixels: a node's title, between nodes, around a group, a group's title
 BETWEEN = 60  # columns
 
 
 def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Places of nodes, groups and note: columns from the left, nodes from the top."""
     places, groups, ends, x = {}, [], [], 0.0
-    for title, column in template.columns.items():
-        y = 0.0
+    for number, (title, column) in enumerate(template.columns.items()):
+        y = float(template.lowered.get(number, 0))
         width = max(node.width or sizes[key][0] for key, node in column.items())
         for key, node in column.items():
             height = max(node.height or 0, sizes[key][1])
@@ -515,7 +519,7 @@ def write_blueprint(page: Any, name: str, blueprint: Blueprint) -> None:
     """A workflow of one node, its subgraph, as ComfyUI wants blueprints."""
     columns = {str(number): column for number, column in enumerate(blueprint.columns)}
     sizes = build(page, columns)
-    places = lay_out(Template(columns, ""), sizes)["places"]
+    places = lay_out(Template(columns, "", lowered={}), sizes)["places"]
     shown = {side: getattr(blueprint, side) for side in ("inputs", "widgets", "outputs")}
     workflow = page.evaluate(INTO_SUBGRAPH, {"name": name, "places": places, **shown})
     (subgraph,) = workflow["definitions"]["subgraphs"]
