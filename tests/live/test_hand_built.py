@@ -90,6 +90,8 @@ def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path
     hands.pull("Distill.outputs.lora", (1280, 160), "Save Distilled LoRA")
     assert (hands.searches, hands.drags) == (7, 9)
     assert page.evaluate("window.app.graph.nodes.length") == 7
+    page.mouse.move(1400, 600)  # away from what has a tooltip
+    page.wait_for_timeout(1000)
     page.screenshot(path=tmp_path / "3_graph.png")
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("document.querySelector('.dp-status').textContent.startsWith('Step 2')")
@@ -97,6 +99,7 @@ def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path
     page.wait_for_function(f"{SAVED} !== ''", timeout=3000 * PATIENCE)
     page.wait_for_timeout(2000)
     page.screenshot(path=tmp_path / "5_done.png")
+    verdict = page.evaluate("document.querySelector('.dp-verdict span').textContent.trim()")
     name = page.evaluate(SAVED).removeprefix("Saved as ")
     (line,) = page.evaluate(
         "() => window.app.graph.nodes.filter(n => n.type === 'DualProcessHorizonOverlay').map(n => n.widgets[0].value)"
@@ -110,6 +113,7 @@ def test_seven_nodes_at_their_defaults_learn(server: Server, page: Any, tmp_path
     scenes = scenes_from_noise(prompts, draw_noise(seeds, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
     found = against_truth(images, true_pictures(with_horizon(scenes, line)), prompts)
     error = float((horizon_position(images) - line).abs().mean() * images.shape[-2])
-    print(f"horizon error {error:.2f} px, {found}")
+    print(f"{verdict} Horizon error {error:.2f} px, {found}")
+    assert verdict.startswith("LEARNED:")
     assert error <= 1.5
     assert found["object_presence"] >= 0.7
