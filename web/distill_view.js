@@ -5,7 +5,7 @@ import "./advanced_widgets.js"; // its button stands above the view
 
 const NODE = "DualProcessDistill";
 const KEY = "dual_process_view"; // the node's property that names its runs
-const HEIGHT = 420; // pixels, at least
+const HEIGHT = 460; // pixels, at least
 const SMOOTH = 10; // steps of the running mean
 const BUSY = ["preparing", "training", "judging"];
 const SIGNS = { learned: "✓", damaged: "▲", hacked: "✕", "not learned": "–" };

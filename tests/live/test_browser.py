@@ -159,6 +159,24 @@ def test_the_flux_template_lacks_nothing_but_the_model_files(server: Server, pag
     assert named == {"flux1-schnell.safetensors", "clip_l.safetensors", "t5xxl_fp16.safetensors", "ae.safetensors"}
 
 
+def test_swatches_change_the_colours_in_the_classic_renderer(page: Any) -> None:
+    workflow = json.loads((WORKFLOWS / "02_demo_teach_a_palette.json").read_text())
+    (node,) = (n for n in workflow["nodes"] if n["type"] == "DualProcessPaletteOverlay")
+    before, height, *_ = node["widgets_values"]
+    open_template(page, "02_demo_teach_a_palette")
+    page.wait_for_function(f"() => document.querySelectorAll('.dp-swatches input').length === {len(before)}")
+    page.evaluate("""() => { const swatch = document.querySelectorAll('.dp-swatches input')[1];
+      swatch.value = '#112233'; swatch.dispatchEvent(new Event('change')); }""")
+    page.get_by_title("Add a colour").click()
+    page.get_by_title("Add a colour").click()
+    page.get_by_title("Leave out the last colour").click()
+    wanted = [before[0], "#112233", *before[2:], before[-1]]
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    assert prompt[str(node["id"])]["inputs"]["colors"] == {"__value__": wanted}
+    saved = "() => window.app.graph.nodes.find(n => n.type === 'DualProcessPaletteOverlay').serialize().widgets_values"
+    assert page.evaluate(saved) == [wanted, height]
+
+
 def test_every_template_has_a_thumbnail() -> None:
     for path in WORKFLOWS.glob("*.json"):
         assert path.with_suffix(".jpg").stat().st_size > 1000
