@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import comfyui
 import pytest
 from live_server import BROWSER
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes of tests share the cores
 
 
 def _missing(marker: str) -> str | None:
