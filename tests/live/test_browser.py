@@ -177,6 +177,27 @@ def test_swatches_change_the_colours_in_the_classic_renderer(page: Any) -> None:
     assert page.evaluate(saved) == [wanted, height]
 
 
+def test_menu_after_dragging_from_lora_begins_with_our_save_node(page: Any) -> None:
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'context menu')")
+    open_template(page, "03_demo_use_a_saved_lora")
+    page.evaluate("""() => { const node = LiteGraph.createNode('DualProcessDistill'); window.app.graph.add(node);
+      node.pos = [-600, 0]; Object.assign(window.app.canvas.ds, { scale: 0.7, offset: [800, 300] }); }""")
+    page.wait_for_timeout(1000)
+    x, y = page.evaluate("""() => { const { canvas, graph } = window.app, { scale, offset } = canvas.ds;
+      const [x, y] = graph.nodes.find(n => n.type === 'DualProcessDistill').getOutputPos(0);
+      const { left, top } = canvas.canvas.getBoundingClientRect();
+      return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale]; }""")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, 120, steps=5)
+    page.mouse.up()
+    entries = page.locator(".litecontextmenu .litemenu-entry")
+    entries.filter(has_text="SaveLoRA").wait_for()
+    nodes = [text for text in entries.all_inner_texts() if text in ("DualProcessSaveDistilledLoRA", "SaveLoRA")]
+    assert nodes == ["DualProcessSaveDistilledLoRA", "SaveLoRA"]
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.LinkRelease.Action', 'search box')")
+
+
 def test_every_template_has_a_thumbnail() -> None:
     for path in WORKFLOWS.glob("*.json"):
         assert path.with_suffix(".jpg").stat().st_size > 1000
