@@ -7,6 +7,7 @@ import sys
 import comfyui
 import pytest
 from graphs import demo_parts, distil, node, pictures
+from live_server import Server
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_clips import build_qwen
@@ -61,21 +62,26 @@ def test_a_clip_without_vision_is_refused(server):
     assert "Load a Qwen3-VL or Gemma 4" in message
 
 
-@pytest.fixture(scope="module")
-def large_critic(server):
+@pytest.fixture
+def fresh(tmp_path):
+    """A server that has run nothing: what others left in memory must not count."""
+    running = Server(tmp_path)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def large_critic(fresh):
     """A random Qwen2.5-VL of about 450 MB; its name and size in bytes."""
     from critic_questions import write_model
 
-    folder = server.base / "models" / "VLM" / "someone" / "large"
+    folder = fresh.base / "models" / "VLM" / "someone" / "large"
     write_model(folder)
     return "someone/large", sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def test_two_nodes_share_one_model_and_free_gives_the_memory_back(server, large_critic):
+def test_two_nodes_share_one_model_and_free_gives_the_memory_back(fresh, large_critic):
     name, size = large_critic
-    server.run(pictures(["the sea"], range(1)))
-    server.free()
-    before = server.resident_bytes()
     graph = pictures(["the sea"], range(1))
     for which in ("first", "second"):
         graph[which] = node("DualProcessLoadVLMCritic", model=name, dtype="float32", device="cpu")
@@ -84,9 +90,12 @@ def test_two_nodes_share_one_model_and_free_gives_the_memory_back(server, large_
         )
         graph[f"question {which}"] = node("DualProcessVLMQuestion", question=f"{which} ?", answer="Yes", weight=1.0)
         graph[f"ask {which}"]["inputs"]["questions.question0"] = [f"question {which}", 0]
-    server.run(graph)
-    held = server.resident_bytes() - before
+    fresh.run(graph)  # imports take memory that stays
+    fresh.free()
+    before = fresh.resident_bytes()
+    fresh.run(graph)
+    held = fresh.resident_bytes() - before
     print(f"two nodes hold {held / MB:.0f} MB for a critic of {size / MB:.0f} MB")
     assert 0.8 * size < held < 1.6 * size
-    server.free()
-    server.wait(lambda: server.resident_bytes() < 1.05 * before, "give the memory back")
+    fresh.free()
+    fresh.wait(lambda: fresh.resident_bytes() < 1.05 * before, "give the memory back")
