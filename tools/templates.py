@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
-from live_server import BROWSER, Server
+from live_server import BROWSER, RENDERER, Server
 from playwright.sync_api import sync_playwright
 
 FOLDER = comfyui.ROOT / "workflows"
@@ -462,7 +462,6 @@ INTO_SUBGRAPH = """async ({name, places, inputs, widgets, outputs}) => {
   await new Promise(r => setTimeout(r, 500));
   return JSON.parse(JSON.stringify(graph.serialize()));
 }"""
-RENDERER = "vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
 TITLE, GAP, MARGIN, HEAD = 30, 26, 12, 52  # pixels: a node's title, between nodes, around a group, a group's title
 BETWEEN = 60  # columns
 

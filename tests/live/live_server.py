@@ -17,6 +17,7 @@ import comfyui
 
 PACK = "dual-process-image-generation"
 BROWSER = "/usr/bin/chromium"  # Debian's
+RENDERER = "nodes2 => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', nodes2)"
 PATIENCE = 600  # seconds; a bound for what hangs, on machines that are busy with other things
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfyui
 import pytest
+from hands import Hands
 from live_server import BROWSER, PACK, PATIENCE, Server
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
@@ -183,14 +184,7 @@ def test_menu_after_dragging_from_lora_begins_with_our_save_node(page: Any) -> N
     page.evaluate("""() => { const node = LiteGraph.createNode('DualProcessDistill'); window.app.graph.add(node);
       node.pos = [-600, 0]; Object.assign(window.app.canvas.ds, { scale: 0.7, offset: [800, 300] }); }""")
     page.wait_for_timeout(1000)
-    x, y = page.evaluate("""() => { const { canvas, graph } = window.app, { scale, offset } = canvas.ds;
-      const [x, y] = graph.nodes.find(n => n.type === 'DualProcessDistill').getOutputPos(0);
-      const { left, top } = canvas.canvas.getBoundingClientRect();
-      return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale]; }""")
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 60, 120, steps=5)
-    page.mouse.up()
+    Hands(page).drag("Distill.outputs.lora", (900, 120))
     entries = page.locator(".litecontextmenu .litemenu-entry")
     entries.filter(has_text="SaveLoRA").wait_for()
     nodes = [text for text in entries.all_inner_texts() if text in ("DualProcessSaveDistilledLoRA", "SaveLoRA")]

@@ -9,7 +9,7 @@ from typing import Any
 
 import comfyui
 import pytest
-from live_server import Server
+from live_server import RENDERER, Server
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 HORIZON = json.loads((comfyui.ROOT / "workflows" / "01_demo_teach_a_horizon.json").read_text())
@@ -61,10 +61,9 @@ FACES = "[...document.querySelectorAll('.dp-error, .dp-status')].map(t => t.text
 
 @pytest.fixture(params=["classic", "nodes2"])
 def rendered(page: Any, request: Any) -> Iterator[Any]:
-    choose = "vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
-    page.evaluate(choose, request.param == "nodes2")
+    page.evaluate(RENDERER, request.param == "nodes2")
     yield page
-    page.evaluate(choose, False)
+    page.evaluate(RENDERER, False)
 
 
 def test_the_sentence_stands_in_a_toast_and_on_the_node(server: Server, rendered: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import comfyui
 import pytest
 import torch
-from live_server import BROWSER, PATIENCE, Server
+from live_server import BROWSER, PATIENCE, RENDERER, Server
 
 from dual_process.core.tensor_file import read_tensors
 
@@ -74,8 +74,7 @@ def context(server: Server, request: Any) -> Iterator[Any]:
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
         context.set_default_timeout(1000 * PATIENCE)
         page = open_page(server, context)
-        vue = request.param == "nodes2"
-        page.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+        page.evaluate(RENDERER, request.param == "nodes2")
         page.close()
         yield context
         browser.close()
