@@ -85,11 +85,15 @@ class Server:
             return json.loads(error.read())
 
     def free(self) -> None:
-        """Asks for all memory back, as the frontend's "Free model and node cache" does, and waits for it."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
+        """Asks for all memory back, as the frontend's "Free model and node cache" does, and waits for it.
+
+        Asks again and again: ComfyUI sets its flags one after the other, and its worker, woken by the first or
+        busy with the last prompt, does not see the second before the next prompt.
+        """
         sizes = [0]
-        while len(sizes) < 100 or sizes[-1] < max(sizes[-100:]):  # falling within the last ten seconds
-            time.sleep(0.1)
+        while len(sizes) < 10 or sizes[-1] < max(sizes[-10:]):  # falling within the last ten seconds
+            self.post("/free", {"free_memory": True})  # and unloads models
+            time.sleep(1)
             sizes.append(self.resident_bytes())
 
     def queue(self, prompt: dict[str, Any]) -> str:
