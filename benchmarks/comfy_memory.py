@@ -52,9 +52,9 @@ def main(
     sys.argv = arguments
     from dual_process import demo, overlays
     from dual_process.critics import load_critic
-    from dual_process.demo.comfy_models import load_models
+    from dual_process.demo.comfy.models import load_models
     from dual_process.distillation import Question, Recipe, distill
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         write_flux(Path(folder) / "flux.safetensors")

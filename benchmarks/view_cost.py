@@ -101,12 +101,12 @@ def measure(steps: int, sizes: list[int]) -> dict[str, float]:
     held_out = part("evaluation.held_out")
     control = part("demo.controls").horizon_control(train_steps=steps)
     with torch.inference_mode():
-        model, clip, vae = part("demo.comfy_models").load_models()
+        model, clip, vae = part("demo.comfy.models").load_models()
         texts = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in control.prompts]
     with torch.inference_mode(False):
         critic = part("demo").load(control.prompts)[1]
         latent = {"samples": torch.zeros(1, 16, 14, 14)}
-        generator = part("generators.comfy_model").ComfyGenerator(
+        generator = part("generators.comfy.generator").ComfyGenerator(
             model, vae, texts, latent=latent, steps=1, prompts=control.prompts
         )
         view = part("nodes.view").View("0" * 32, "1", control.recipe, control.held_out[:3], ())

@@ -15,8 +15,8 @@ from ..core.devices import choose_device
 from ..core.errors import DualProcessError, GeneratorError
 from ..core.model_folder import check_shards
 from ..core.quiet import quiet_loading
-from . import flux_loading
-from .diffusers_flux import FluxGenerator
+from .diffusers import loading as flux_loading
+from .diffusers.generator import FluxGenerator
 from .settings import GeneratorSettings
 
 # A new architecture is a module with `from_pipeline` and `from_pretrained` under its pipeline's class name.

@@ -108,7 +108,7 @@ class LoadVLMCritic(io.ComfyNode):
         gradient_checkpointing: bool = False,
         download: str = "",
     ) -> io.NodeOutput:
-        from ..critics.comfy_managed import load_managed_critic
+        from ..critics.comfy.managed import load_managed_critic
         from ..distillation import CriticError
 
         wanted = download.strip() or model
@@ -164,7 +164,7 @@ class CriticFromCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, max_size: int) -> io.NodeOutput:
-        from ..critics.comfy_clip import ClipCritic
+        from ..critics.comfy.clip import ClipCritic
 
         key = (id(clip.patcher), max_size)
         critic = _from_clips.get(key)

@@ -39,7 +39,7 @@ class LoadDemoModels(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         from ..critics import load_critic
         from ..demo import WEIGHTS
-        from ..demo.comfy_models import load_models
+        from ..demo.comfy.models import load_models
 
         with outside_inference_mode():
             critic = load_critic(WEIGHTS / "critic", device="cpu")

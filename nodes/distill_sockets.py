@@ -254,7 +254,7 @@ class DistillLoRA(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         from ..evaluation.held_out import Examiner
-        from ..generators.comfy_model import ComfyGenerator
+        from ..generators.comfy.generator import ComfyGenerator
 
         prompts = [c for c in conditionings.values() if c is not None]
         with outside_inference_mode(grad=True):

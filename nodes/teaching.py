@@ -85,8 +85,8 @@ def teach(sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -
 
 def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Plan, Any]:
     """The plan, and the generator that it is for."""
-    from ..generators.comfy_inputs import preset_architecture
-    from ..generators.comfy_model import ComfyGenerator
+    from ..generators.comfy.generator import ComfyGenerator
+    from ..generators.comfy.inputs import preset_architecture
 
     latent, prompts = sources.latent, sources.prompts
     plan = make_plan(

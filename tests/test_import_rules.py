@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("core", "distillation", "critics", "overlays", "generators", "demo", "evaluation", "nodes")
+FOLDERS = ("comfy_host", "core", "distillation", "critics", "overlays", "generators", "demo", "evaluation", "nodes")
 COMFY = {  # modules at the root of ComfyUI; its own "nodes" is not ours
     *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution"),
     *("app", "latent_preview", "node_helpers", "nodes"),
 }
 
 ROOMS = {  # what each may import of ours besides itself; the folders above them may import all but the nodes
+    "comfy_host": ("core",),
     "core": (),
     "distillation": ("core",),
     "critics": ("core",),
@@ -40,7 +41,7 @@ def violations(source: str, path: str) -> list[str]:
     """What a module at `path` (within the pack) imports against the rules."""
     parts = ("dual_process", *Path(path).with_suffix("").parts)
     folder = parts[1] if len(parts) > 2 else ""
-    is_comfy = folder in ("", "generators", "critics", "demo") and parts[-1].startswith("comfy_")
+    is_comfy = folder == "comfy_host" or (folder in ("generators", "critics", "demo") and parts[2] == "comfy")
     allows_comfy = folder == "nodes" or is_comfy
     wrong = []
     for name, is_relative in imports(source, parts):
@@ -54,7 +55,7 @@ def violations(source: str, path: str) -> list[str]:
         target = pieces[1] if len(pieces) > 1 else ""
         if target == "nodes" and folder != "nodes" and path != "__init__.py":
             wrong.append(f"{path} imports the nodes")
-        if folder in ROOMS and target not in (folder, *ROOMS[folder], *(["comfy_borrowing"] if is_comfy else [])):
+        if folder in ROOMS and target not in (folder, *ROOMS[folder], *(["comfy_host"] if is_comfy else [])):
             wrong.append(f"{path} imports {name}")
     return wrong
 
@@ -80,8 +81,11 @@ def test_rules(module):
         ("generators/a.py", "from dual_process.generators import noise"),
         ("generators/a.py", "def load():\n    import nodes"),
         ("generators/a.py", "from .. import critics"),
-        ("overlays/comfy_a.py", "import folder_paths"),
-        ("distillation/comfy_a.py", "import comfy.utils"),
+        ("generators/diffusers/a.py", "from ...comfy_host import weights"),
+        ("generators/diffusers/a.py", "import comfy.sd"),
+        ("overlays/comfy/a.py", "import folder_paths"),
+        ("distillation/comfy/a.py", "import comfy.utils"),
+        ("comfy_host/a.py", "from ..generators import load_generator"),
         ("distillation/a.py", "from .. import overlays"),
         ("distillation/a.py", "from ..evaluation.measures import psnr"),
         ("evaluation/a.py", "from .. import nodes"),
@@ -97,7 +101,8 @@ def test_planted_violations_are_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("generators/comfy_model.py", "import comfy.sd"),
+        ("generators/comfy/generator.py", "import comfy.sd"),
+        ("critics/comfy/a.py", "from ...comfy_host.weights import placed"),
         ("overlays/a.py", "from ..core.errors import OverlayError"),
         ("demo/training/a.py", "from ... import overlays"),
         ("nodes/a.py", "from ..distillation import Recipe"),

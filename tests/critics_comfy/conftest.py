@@ -82,7 +82,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture
 def make_critic(comfy) -> Callable[..., Any]:
-    from dual_process.critics.comfy_clip import ClipCritic
+    from dual_process.critics.comfy.clip import ClipCritic
 
     return ClipCritic
 

@@ -163,7 +163,7 @@ def test_without_gradient_and_in_a_node(make_critic, qwen, images, questions):
 def test_amid_the_training_of_a_model_that_overwrites_saved_tensors(make_critic, clip, images, questions):
     critic = make_critic(clip)
     wanted = gradient_of(critic, images[:1], questions)
-    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # as generators/comfy_borrow.py enters
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():  # as generators/comfy/gradients.py enters
         ours = gradient_of(critic, images[:1] * 1.0, questions)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
@@ -462,7 +462,7 @@ def test_other_families_are_refused_with_the_reason(make_critic, comfy, module, 
 
 def test_gemma_in_versions_that_know_no_images_seen_both_ways(comfy):
     """ComfyUI 0.26 to 0.28 mask images like text, which is right for the small models: nothing is to be corrected."""
-    from dual_process.critics.comfy_families import Gemma4
+    from dual_process.critics.comfy.families import Gemma4
 
     layers = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     for layer, window in zip(layers, (64, False), strict=True):

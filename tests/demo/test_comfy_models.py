@@ -13,7 +13,7 @@ PROMPTS = ["a sunset sky over the sea", "the grass under a night sky with a hous
 
 @pytest.fixture(scope="module")
 def models(comfy):
-    from dual_process.demo.comfy_models import load_models
+    from dual_process.demo.comfy.models import load_models
 
     with torch.inference_mode():
         return load_models()
@@ -72,7 +72,7 @@ def test_vae_encode_is_that_of_diffusers(models, generator):
 
 
 def test_the_generator_over_them_equals_the_demo_generator(models, generator):
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     model, clip, vae = models
     with torch.inference_mode():

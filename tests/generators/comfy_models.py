@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipe
 from safetensors.torch import save_file
 from tiny_flux import build_text_encoders, build_tokenizer
 
-from dual_process.generators.diffusers_flux import FluxGenerator, FluxPrompts
+from dual_process.generators.diffusers.generator import FluxGenerator, FluxPrompts
 from dual_process.generators.settings import GeneratorSettings
 
 SIZE = 64  # pixels

@@ -28,7 +28,7 @@ def models(comfy):
 
 
 def generator_for(model, vae, texts=None, **changes):
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     return ComfyGenerator(model, vae, texts or conditionings(), latent=EMPTY, **changes)
 
@@ -206,7 +206,7 @@ def test_layers_of_transformers_without_a_table(comfy):
     """Names of linear layers as they stand in ComfyUI's models."""
     import re
 
-    from dual_process.generators.comfy_lora import ANY_TRANSFORMER
+    from dual_process.generators.comfy.lora import ANY_TRANSFORMER
 
     adapted = [
         "double_blocks.0.img_attn.qkv",

@@ -31,7 +31,7 @@ def load(comfy):
 
 
 def generator_for(model, vae, **changes):
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     return ComfyGenerator(model, vae, conditionings(), latent=EMPTY, **changes)
 

@@ -17,7 +17,7 @@ from dual_process.distillation.anchors import Anchor, draw_anchors
 from dual_process.distillation.batch import backward, needs_of, penalties_of
 from dual_process.distillation.draws import draw_batch
 from dual_process.distillation.penalties import ANCHORS
-from dual_process.generators.flux_latents import pack
+from dual_process.generators.architectures.packing import pack
 
 pytestmark = pytest.mark.comfyui
 EMPTY = {"samples": torch.zeros(1, 16, SIZE // 8, SIZE // 8)}
@@ -51,7 +51,7 @@ def models(load, flavour):
 
 @pytest.fixture
 def make(models):
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     def build(**changes):
         model, vae = models
@@ -108,7 +108,7 @@ def same_weights(make, flavour):
 
 def assert_same_gradient(ours, theirs):
     """Of a ComfyUI LoRA, whose layers are fused, and of the same LoRA in diffusers."""
-    from dual_process.generators.flux_lora import native_modules
+    from dual_process.generators.architectures.flux import native_modules
 
     for native, parts in native_modules(1, 2):
         a = sum(theirs[f"{part}.lora_A"] for part in parts)
@@ -360,7 +360,7 @@ def test_an_empty_latent_of_another_model_is_adapted(make):
 def test_quantised_weights_are_borrowed_over_the_same_memory(comfy):
     from comfy.quant_ops import QuantizedTensor
 
-    from dual_process.comfy_borrowing import plain
+    from dual_process.comfy_host.weights import plain
 
     with torch.inference_mode():
         weight = QuantizedTensor.from_float(torch.randn(16, 16), "TensorCoreFP8E4M3Layout")

@@ -65,7 +65,7 @@ def conditioning(seed):
 
 @pytest.fixture
 def generator(models):
-    from dual_process.generators.comfy_model import ComfyGenerator
+    from dual_process.generators.comfy.generator import ComfyGenerator
 
     return ComfyGenerator(
         *models, [conditioning(1)], latent=EMPTY, negative=conditioning(2), cfg=4.0, steps=3, scheduler="normal"

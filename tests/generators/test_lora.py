@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from dual_process.core.errors import GeneratorError, LoraFileError
 from dual_process.generators import load_generator
-from dual_process.generators.flux_lora import DOUBLE_BLOCK, SINGLE_BLOCK
+from dual_process.generators.architectures.flux import DOUBLE_BLOCK, SINGLE_BLOCK
 
 PICTURES = ([0, 1], [3, 4])
 

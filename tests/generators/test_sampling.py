@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from dual_process.core.errors import GeneratorError
 from dual_process.core.protocols import Draw, Sampling
 from dual_process.generators import load_generator
-from dual_process.generators.flux_latents import flow_sigmas, pack, token_positions, unpack
+from dual_process.generators.architectures.packing import flow_sigmas, pack, token_positions, unpack
 
 
 def test_sample_equals_the_pipeline(generator, pipeline, run_pipeline):

@@ -134,7 +134,7 @@ def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
     import comfy.model_management as management
 
     together = distil(loss=loss_of(critic), memory="keep both loaded")[0]
-    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    kind = sys.modules[f"{pack.__name__}.generators.comfy.generator"].ComfyGenerator
     making, judged_amid, critic_is_here = [], [], []
     training, log_likelihood = kind.training, critic.log_likelihood
 
@@ -195,7 +195,7 @@ def test_turns_are_taken_where_the_device_is_too_small(critic, demo_models, pack
 
 def test_larger_pictures_and_batches_need_more_room(critic, demo_models, pack, encode, room, monkeypatch):
     node = sys.modules[f"{pack.__name__}.nodes.training"]
-    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    kind = sys.modules[f"{pack.__name__}.generators.comfy.generator"].ComfyGenerator
     model, _, vae, _ = demo_models
     text, critics = encode("a day sky over the sea"), {"default": critic}
 
@@ -298,7 +298,7 @@ def test_weights_in_mistrals_own_format_do_not_count(pack, nodes, vlm_folder, co
 
 
 def test_quantised_weights_make_room_for_what_is_read(pack, vlm_folder, tmp_path, monkeypatch):
-    managed = import_module(f"{pack.__name__}.critics.comfy_managed")
+    managed = import_module(f"{pack.__name__}.critics.comfy.managed")
     shutil.copyfile(vlm_folder / "model.safetensors", tmp_path / "model.safetensors")
     shutil.copyfile(vlm_folder / "model.safetensors", tmp_path / "consolidated.safetensors")
     asked = []

@@ -221,7 +221,7 @@ def test_cancel_during_the_last_pictures_keeps_the_lora(distil, monkeypatch, pac
 def test_memory_full_during_the_last_pictures_keeps_the_lora(
     distil, monkeypatch, pack, kept_steps, weights_stay, caplog
 ):
-    kind = sys.modules[f"{pack.__name__}.generators.comfy_model"].ComfyGenerator
+    kind = sys.modules[f"{pack.__name__}.generators.comfy.generator"].ComfyGenerator
     sample = kind.sample
 
     def full(self, indices, seeds, lora_scale, sampling):

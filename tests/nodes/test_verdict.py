@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dual_process.cli import app
 from dual_process.core.tensor_file import read_tensors
-from dual_process.generators.flux_loading import encode_prompts
+from dual_process.generators.diffusers.loading import encode_prompts
 
 pytestmark = pytest.mark.comfyui
 OUTCOMES = ("learned", "damaged", "hacked", "not learned")

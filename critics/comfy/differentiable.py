@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from ..comfy_borrowing import borrowed, overridden_forward, placed
+from ...comfy_host.weights import overridden_forward, placed, plain_weights
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def differentiable(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[No
         yield
         return
     with ExitStack() as stack:
-        stack.enter_context(placed(borrowed(model)))
+        stack.enter_context(placed(plain_weights(model)))
         stack.enter_context(_Differentiable())
         for block in blocks:
             stack.enter_context(_recomputed(block))
@@ -60,7 +60,7 @@ def rotate_halves(x: Tensor, matrices: Tensor) -> Tensor:
 
 @contextmanager
 def _recomputed(block: nn.Module) -> Iterator[None]:
-    weights, forward = borrowed(block), block.forward
+    weights, forward = plain_weights(block), block.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with placed(weights), _Differentiable():  # anew in the backward pass, which may run in another thread

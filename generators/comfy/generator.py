@@ -14,13 +14,15 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import GeneratorError, StopRequested
-from ..core.fingerprint import weights_sha256
-from ..core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
-from . import flux_lora
-from .comfy_borrow import differentiable, leave_inference_mode, trainable_through
-from .comfy_existing import starting_from
-from .comfy_inputs import (
+from ...core.errors import GeneratorError, StopRequested
+from ...core.fingerprint import weights_sha256
+from ...core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
+from ..architectures import flux as flux_lora
+from ..lora import LoraWeights, gaussian_weights
+from ..noise import draw_noise
+from .existing import starting_from
+from .gradients import differentiable, leave_inference_mode, trainable_through
+from .inputs import (
     architecture,
     base_weights,
     check_conditionings,
@@ -32,11 +34,9 @@ from .comfy_inputs import (
     trainable_model,
     trainable_vae,
 )
-from .comfy_lora import ComfyLora, layer_shapes, target_layers, to_native
-from .comfy_memory import training_memory
-from .comfy_sampling import Denoiser, loaded, make_sigmas
-from .lora import LoraWeights, gaussian_weights
-from .noise import draw_noise
+from .lora import ComfyLora, layer_shapes, target_layers, to_native
+from .memory import training_memory
+from .sampling import Denoiser, loaded, make_sigmas
 
 log = logging.getLogger(__name__)
 

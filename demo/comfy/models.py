@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from ..core.protocols import PRESET
-from . import WEIGHTS
-from .tokenizer import EOS, PAD, PROMPT_LENGTH
+from ...core.protocols import PRESET
+from .. import WEIGHTS
+from ..tokenizer import EOS, PAD, PROMPT_LENGTH
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 TAESD_WIDTH, TAESD_BLOCKS = 64, ((1, 3, 3, 3), (3, 3, 3, 1))  # fixed in ComfyUI: encoder, decoder

@@ -18,9 +18,9 @@ from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.lora import LoraDiff
 from torch import Tensor, nn
 
-from ..core.errors import GeneratorError
-from .flux_lora import COMFYUI_PREFIX, native_modules
-from .lora import LoraWeights
+from ...core.errors import GeneratorError
+from ..architectures.flux import COMFYUI_PREFIX, native_modules
+from ..lora import LoraWeights
 
 # Full names of the adapted layers, by the class of the diffusion model: attention and feed-forward of every block.
 TARGETS: Mapping[str, str] = {

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..comfy_borrowing import overridden_forward
-from ..core.errors import CriticError, StopRequested
-from ..core.fingerprint import weights_sha256
-from ..core.protocols import AskedQuestion, ModelInfo
-from .comfy_differentiable import differentiable
-from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL
-from .comfy_managed import TOKENS
-from .preprocessing import check_images
-from .prompting import Encoded, check_question, check_reply_length, check_text
-from .shared_prefix import SharedPrompts, share
+from ...comfy_host.weights import overridden_forward
+from ...core.errors import CriticError, StopRequested
+from ...core.fingerprint import weights_sha256
+from ...core.protocols import AskedQuestion, ModelInfo
+from ..preprocessing import check_images
+from ..prompting import Encoded, check_question, check_reply_length, check_text
+from ..shared_prefix import SharedPrompts, share
+from .differentiable import differentiable
+from .families import MIN_PIXELS, Family, Gemma4, Qwen3VL
+from .managed import TOKENS
 
 MAX_PIXELS = 1024 * 1024
 COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen3-VL's larger pictures by itself

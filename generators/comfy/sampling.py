@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..core.errors import GeneratorError
+from ...core.errors import GeneratorError
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Borrowing a user's module without ever changing it."""
+"""A user's module shared without ever changing it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import GeneratorError
+from ...core.errors import GeneratorError
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def borrow(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
+def share_weights(module: Module, device: torch.device, dtype: torch.dtype) -> Module:
     """A second module of the same structure in eval mode that shares the weights of `module`.
 
     Adapters, modes and flags set on it leave the user's module alone. Weights that lie on another device or have

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..comfy_borrowing import borrowed, overridden_forward, placed
+from ...comfy_host.weights import overridden_forward, placed, plain_weights
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def leave_inference_mode(grad: bool = True) -> Iterator[None]:
 @contextmanager
 def trainable_through(modules: Iterable[nn.Module]) -> Iterator[None]:
     """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory."""
-    with placed([weight for module in modules for weight in borrowed(module)]):
+    with placed([weight for module in modules for weight in plain_weights(module)]):
         yield
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..core.errors import GeneratorError, LoraFileError
-from .lora import LoraWeights
+from ...core.errors import GeneratorError, LoraFileError
+from ..lora import LoraWeights
 
 DOUBLE_BLOCK: Mapping[str, tuple[str, ...]] = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),

@@ -12,10 +12,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from ..core.errors import GeneratorError
-from .diffusers_flux import FluxGenerator, FluxPrompts
-from .settings import GeneratorSettings
-from .sharing import borrow
+from ...core.errors import GeneratorError
+from ..settings import GeneratorSettings
+from .generator import FluxGenerator, FluxPrompts
+from .sharing import share_weights
 
 ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
@@ -41,7 +41,7 @@ def from_pipeline(
         raise GeneratorError(f"Expected a whole FluxPipeline, but its {', '.join(missing)} is missing. Load it too.")
     place: torch.device = device or pipeline.transformer.device
     home = torch.device("cpu") if settings.offload else place
-    transformer, vae = (borrow(part, home, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
+    transformer, vae = (share_weights(part, home, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
     encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), place)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
     return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings, place)

@@ -13,15 +13,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from ..core.errors import GeneratorError
-from ..core.fingerprint import weights_sha256
-from ..core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
-from ..core.residency import visiting
-from . import flux_lora
-from .flux_latents import PATCH, flow_sigmas, pack, token_positions, unpack
-from .lora import AttachedLora, LoraWeights, gaussian_weights, layer_shapes
-from .noise import draw_noise
-from .settings import GeneratorSettings, check_positive
+from ...core.errors import GeneratorError
+from ...core.fingerprint import weights_sha256
+from ...core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
+from ...core.residency import visiting
+from ..architectures import flux as flux_lora
+from ..architectures.packing import PATCH, flow_sigmas, pack, token_positions, unpack
+from ..lora import AttachedLora, LoraWeights, gaussian_weights, layer_shapes
+from ..noise import draw_noise
+from ..settings import GeneratorSettings, check_positive
 
 DEFAULT_SIZE = 512  # pixels
 DEFAULT_GUIDANCE = 3.5  # of Flux dev, as in FluxPipeline
@@ -54,7 +54,7 @@ class FluxGenerator:
     """Flux.1 as a `Generator`: rectified flow, z = (1 − σ)·x₀ + σ·ε, velocity v = ε − x₀.
 
     Args:
-        transformer: a FluxTransformer2DModel of our own (see `sharing.borrow`), on its device, in eval mode.
+        transformer: a FluxTransformer2DModel of our own (see `sharing.share_weights`), on its device, in eval mode.
         vae: AutoencoderKL or AutoencoderTiny with the transformer's latent channels, on the same device.
         scheduler: its configuration makes the noise levels; it is not stepped.
         prompts: encoded on any device.

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """A LoRA file, of this pack or of others, as the starting point of one that is trained.
 
 ComfyUI's own tables know the key names of every trainer; what they give is put together layer by layer, exactly.
@@ -16,8 +16,8 @@ import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
-from ..core.errors import LoraFileError
-from .lora import LoraWeights
+from ...core.errors import LoraFileError
+from ..lora import LoraWeights
 
 
 class Part(NamedTuple):

@@ -17,8 +17,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.errors import GeneratorError
-from ..core.protocols import PRESET
+from ...core.errors import GeneratorError
+from ...core.protocols import PRESET
 
 PROBES = (0.25, 0.5, 0.75)  # decoded values that no VAE clamps, whether its range is [0, 1] or [-1, 1]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 Weights = list[tuple[dict[str, Any], str, Tensor]]  # a module's table of parameters or buffers, a name, a tensor
 
 
-def borrowed(module: nn.Module) -> Weights:
+def plain_weights(module: nn.Module) -> Weights:
     """The module's parameters and buffers as frozen plain tensors over the same memory."""
     weights: Weights = []
     for part in module.modules():

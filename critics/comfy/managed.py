@@ -13,11 +13,11 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ..core.devices import choose_device
-from ..core.errors import CriticError
-from ..core.model_folder import weight_files
-from ..core.protocols import AskedQuestion, ModelInfo
-from .transformers_critic import TransformersCritic, load_critic
+from ...core.devices import choose_device
+from ...core.errors import CriticError
+from ...core.model_folder import weight_files
+from ...core.protocols import AskedQuestion, ModelInfo
+from ..transformers_critic import TransformersCritic, load_critic
 
 TOKENS = 2048  # of a prompt with its image, to estimate the memory that a gradient takes
 

@@ -1,0 +1,1 @@
+"""Critics whose weights ComfyUI holds."""

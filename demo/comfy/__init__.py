@@ -1,0 +1,1 @@
+"""The demo's models as ComfyUI loads them."""

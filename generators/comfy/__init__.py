@@ -1,0 +1,1 @@
+"""Image generators made of ComfyUI's MODEL, VAE and CONDITIONINGs."""

@@ -1,0 +1,1 @@
+"""Image generators made of diffusers' pipelines."""
