@@ -21,6 +21,8 @@ class Sampling:
 
 
 AS_GENERATOR = Sampling()
+ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR = "attention", "attention + feed-forward", "all linear"
+LORA_TARGETS = (ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR)  # or a regular expression for layer names
 PRESET = "dual_process.preset"  # the attachment of a ComfyUI MODEL that names its preset
 
 
@@ -96,8 +98,12 @@ class Generator(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
-        """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours."""
+    def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+        """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
+
+        `targets` says which layers of the network's blocks it changes: one of `LORA_TARGETS`, all linear ones being
+        those of the blocks, or a regular expression that a layer's whole name must match.
+        """
         ...
 
     def lora_parameters(self) -> Mapping[str, nn.Parameter]:

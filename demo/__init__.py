@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..critics import TransformersCritic
-    from ..generators import FluxGenerator
+    from ..generators import DiffusersGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(
     prompts: Sequence[str] | None = None, folder: str | Path = WEIGHTS
-) -> tuple[FluxGenerator, TransformersCritic]:
+) -> tuple[DiffusersGenerator, TransformersCritic]:
     """The demo generator (112 × 112, one sampler step) and the demo critic, float32 on the CPU.
 
     Args:

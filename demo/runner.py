@@ -15,7 +15,7 @@ from ..distillation.anchors import OnAnchor
 from ..distillation.loop import OnStep
 from ..distillation.report import save_before_after, save_progress, write_json
 from ..evaluation.control import Control, Pairs, Verdict, evaluate, judge, make_pairs, sample_pairs
-from ..generators import FluxGenerator
+from ..generators import DiffusersGenerator
 from ..generators.noise import draw_noise
 from .world import LATENT_CHANNELS, LATENT_SIZE
 
@@ -33,7 +33,7 @@ class ControlRun:
 
 def run_control(
     control: Control,
-    generator: FluxGenerator,
+    generator: DiffusersGenerator,
     critic: Critic,
     output: Path,
     pairs: int = 64,

@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from ..core.errors import RecipeError
-from ..core.protocols import Overlay, Sampling
+from ..core.protocols import ATTENTION_AND_FEED_FORWARD, Overlay, Sampling
 from .checks import check, check_integer, check_keys, check_number, is_list
 from .penalties import PENALTIES
 from .pictures import resolve_pictures, share_pictures
@@ -70,6 +70,13 @@ class Recipe:
     lr_schedule: str = field(default="constant", metadata={"help": "'constant' or 'cosine' (decays to 0)."})
     rank: int = field(default=16, metadata={"help": "LoRA rank: a higher one holds more, in a larger file."})
     lora_alpha: float = field(default=40.0, metadata={"help": "LoRA alpha; the LoRA's scale is alpha / rank."})
+    lora_targets: str = field(
+        default=ATTENTION_AND_FEED_FORWARD,
+        metadata={
+            "help": "Which layers the LoRA changes: 'attention', 'attention + feed-forward', 'all linear' (those of "
+            "the blocks), or a regular expression for whole layer names."
+        },
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     batch_size: int = field(default=1, metadata={"help": "Images per backward pass."})
     gradient_accumulation: int = field(default=1, metadata={"help": "Backward passes per optimiser step."})
@@ -118,6 +125,9 @@ class Recipe:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0, MAX_SEED)
+        check(
+            isinstance(self.lora_targets, str) and bool(self.lora_targets), "lora_targets", "a text", self.lora_targets
+        )
         for name in ("learning_rate", "lora_alpha", "max_grad_norm"):
             check_number(name, getattr(self, name), above=0)
         old = {"velocity_weight": velocity_weight, "range_weight": range_weight}

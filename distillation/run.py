@@ -65,7 +65,7 @@ class Run:
         self._num_prompts = _check_prompts(generator, recipe)
         check_questions(recipe.questions, self.critics, self._num_prompts, generator.prompts)
 
-        generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed)
+        generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed, recipe.lora_targets)
         self._parameters = generator.lora_parameters()
         if initial_lora is not None:
             _start_from(initial_lora, self._parameters)

@@ -1,6 +1,6 @@
 """What is trained: image generators behind one protocol, one small adapter per architecture."""
 
-from .diffusers.generator import FluxGenerator
+from .diffusers.generator import DiffusersGenerator
 from .loading import load_generator
 
-__all__ = ["FluxGenerator", "load_generator"]
+__all__ = ["DiffusersGenerator", "load_generator"]

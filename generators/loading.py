@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,12 +14,10 @@ from ..core.devices import choose_device
 from ..core.errors import DualProcessError, GeneratorError
 from ..core.model_folder import check_shards
 from ..core.quiet import quiet_loading
-from .diffusers import loading as flux_loading
-from .diffusers.generator import FluxGenerator
+from .architectures import ARCHITECTURES, Architecture
+from .diffusers.generator import DiffusersGenerator
+from .diffusers.loading import from_pipeline, from_pretrained
 from .settings import GeneratorSettings
-
-# A new architecture is a module with `from_pipeline` and `from_pretrained` under its pipeline's class name.
-ADAPTERS: Mapping[str, ModuleType] = {"FluxPipeline": flux_loading}
 
 
 def load_generator(
@@ -35,7 +32,7 @@ def load_generator(
     gradient_checkpointing: bool = False,
     offload: bool = False,
     download: bool = False,
-) -> FluxGenerator:
+) -> DiffusersGenerator:
     """A generator with its prompts encoded; the text encoders do not stay.
 
     Args:
@@ -56,8 +53,8 @@ def load_generator(
     settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload)
     place = None if device is None else choose_device(device, GeneratorError)
     if isinstance(path_or_pipeline, DiffusionPipeline):
-        adapter = _adapter(type(path_or_pipeline).__name__)
-        return adapter.from_pipeline(path_or_pipeline, texts, place, dtype, settings)
+        architecture = _architecture(type(path_or_pipeline).__name__)
+        return from_pipeline(architecture, path_or_pipeline, texts, place, dtype, settings)
     place = place or choose_device(None, GeneratorError)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     return _load(path_or_pipeline, texts, place, dtype, settings, download)
@@ -65,7 +62,7 @@ def load_generator(
 
 def _load(
     path: str | Path, prompts: Sequence[str], device: torch.device, dtype: torch.dtype, settings: Any, download: bool
-) -> FluxGenerator:
+) -> DiffusersGenerator:
     if not isinstance(path, str | Path):
         raise GeneratorError(
             f"Expected a folder, a Hugging Face id or a diffusers pipeline, got {type(path).__name__}."
@@ -76,9 +73,9 @@ def _load(
         check_shards(Path(source), GeneratorError)
     try:
         config: Any = DiffusionPipeline.load_config(source, **hub)
-        adapter = _adapter(str(config.get("_class_name")))
+        architecture = _architecture(str(config.get("_class_name")))
         with quiet_loading():
-            return adapter.from_pretrained(source, prompts, device, dtype, settings, **hub)
+            return from_pretrained(architecture, source, prompts, device, dtype, settings, **hub)
     except DualProcessError:
         raise
     except (OSError, KeyError, ValueError, SafetensorError) as error:
@@ -88,13 +85,14 @@ def _load(
         ) from error
 
 
-def _adapter(pipeline_class: str) -> Any:
-    if pipeline_class not in ADAPTERS:
+def _architecture(pipeline_class: str) -> Architecture:
+    known = {name: architecture for architecture in ARCHITECTURES for name in architecture.pipelines}
+    if pipeline_class not in known:
         raise GeneratorError(
-            f"Expected one of the supported pipelines ({', '.join(ADAPTERS)}), got {pipeline_class}. "
-            "docs/architecture.md says how to add an adapter."
+            f"Expected one of the supported pipelines ({', '.join(known)}), got {pipeline_class}. "
+            "docs/architecture.md says how to add an architecture."
         )
-    return ADAPTERS[pipeline_class]
+    return known[pipeline_class]
 
 
 def _check_prompts(prompts: Any) -> tuple[str, ...]:

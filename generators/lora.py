@@ -1,35 +1,61 @@
-"""A trainable LoRA inside a diffusers model, by PEFT, beside whatever adapters the user has loaded."""
+"""A LoRA as numbers, and its key names in files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.errors import GeneratorError
+from ..core.errors import GeneratorError, LoraFileError
+from .architectures import Architecture
+from .architectures.layers import Host, Split
 from .noise import seeded
 
-ADAPTER = "dual_process"
+FORMATS: tuple[Host, ...] = ("diffusers", "comfyui")
+COMFYUI_PREFIX = "diffusion_model."
+
+
+class Shapes(NamedTuple):
+    """Of the two matrices of a layer's LoRA, without the rank."""
+
+    down: tuple[int, ...]  # [in], or of a convolution [in, kernel, kernel]
+    up: tuple[int, ...]  # [out], or of a convolution [out, 1, 1]
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """A LoRA as numbers: the layer `module` gains alpha / rank · B · A."""
+    """A LoRA that is trained: the layer `module` gains alpha / rank · B · A."""
 
-    matrices: Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in], B [out, rank]
+    matrices: Mapping[str, tuple[Tensor, Tensor]]  # module -> A [rank, in, …], B [out, rank, …]
     rank: int
     alpha: float
 
+    @property
+    def layers(self) -> dict[str, LoraLayer]:
+        return {name: LoraLayer(down, up, self.alpha) for name, (down, up) in self.matrices.items()}
 
-def gaussian_weights(shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float, seed: int) -> LoraWeights:
-    """A fresh LoRA for layers of `shapes` (name -> (in, out) features): A normal with deviation 1 / rank, B zero.
+
+class LoraLayer(NamedTuple):
+    """What a file holds of one layer: alpha / len(down) · up · down."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+
+def shapes_of(layer: torch.nn.Module) -> Shapes:
+    """Of a linear layer or a convolution, from its own attributes: a quantised weight's shape may differ."""
+    if hasattr(layer, "in_features"):
+        return Shapes((layer.in_features,), (layer.out_features,))  # type: ignore[arg-type]
+    return Shapes((layer.in_channels, *layer.kernel_size), (layer.out_channels, 1, 1))  # type: ignore[misc]
+
+
+def gaussian_weights(shapes: Mapping[str, Shapes], rank: int, alpha: float, seed: int) -> LoraWeights:
+    """A fresh LoRA for layers of `shapes`: A normal with deviation 1 / rank, B zero.
 
     Drawn on the CPU in the order of `shapes` from a generator of its own, the deviation as in PEFT's "gaussian".
 
@@ -42,136 +68,156 @@ def gaussian_weights(shapes: Mapping[str, tuple[int, int]], rank: int, alpha: fl
         raise GeneratorError(f"Expected a LoRA alpha above 0, got {alpha!r}.")
     generator = seeded(seed)
     matrices = {
-        name: (torch.randn(rank, width_in, generator=generator) / rank, torch.zeros(width_out, rank))
-        for name, (width_in, width_out) in shapes.items()
+        name: (torch.randn(rank, *down, generator=generator) / rank, torch.zeros(up[0], rank, *up[1:]))
+        for name, (down, up) in shapes.items()
     }
     return LoraWeights(matrices, rank, alpha)
 
 
-def layer_shapes(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(in, out) features of the named linear layers, adapted or not."""
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+# From one host's layers to the other's
 
 
-class AttachedLora:
-    """Our LoRA as it sits in a model; the user's own adapters keep their state and are put back on removal.
+def fused(layers: Mapping[str, LoraLayer], splits: Iterable[Split]) -> dict[str, LoraLayer]:
+    """diffusers' layers as ComfyUI's, exact.
+
+    A native layer that stacks the outputs of k layers gets their A stacked, their B on a block diagonal, and so rank
+    and alpha k times as large; one A is enough where all are the same.
 
     Raises:
-        GeneratorError: another adapter is fused into a layer, where PEFT would silently skip ours.
+        LoraFileError: a layer has no native name, or only some of a native layer's parts are there.
     """
-
-    def __init__(self, model: Any, weights: LoraWeights) -> None:
-        self.model = model
-        self.rank, self.alpha = weights.rank, weights.alpha
-        self._before = _adapter_states(model)
-        _inject(model, weights)
-        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
-        for name, layer in _tuner_layers(model):
-            active, disabled = self._before.get(name, ((), False))
-            if name in self._layers:
-                _activate(layer, (*(() if disabled else active), ADAPTER))
-            else:
-                _activate(layer, active, disabled)
-        with torch.no_grad():
-            self.load(weights)
-
-    def load(self, weights: LoraWeights) -> None:
-        """Overwrites A and B in place; same layers and rank as attached."""
-        for name, (down, up) in weights.matrices.items():
-            self._matrix(name, "lora_A").copy_(down)
-            self._matrix(name, "lora_B").copy_(up)
-
-    def _matrix(self, name: str, part: str) -> nn.Parameter:
-        return getattr(self._layers[name], part)[ADAPTER].weight
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Trainable float32 tensors, "<module>.lora_A" [rank, in] and "<module>.lora_B" [out, rank]."""
-        return {f"{name}.{part}": self._matrix(name, part) for name in self._layers for part in ("lora_A", "lora_B")}
-
-    def weights(self) -> LoraWeights:
-        """The present weights, not copied."""
-        matrices = {name: (self._matrix(name, "lora_A"), self._matrix(name, "lora_B")) for name in self._layers}
-        return LoraWeights(matrices, self.rank, self.alpha)
-
-    @contextmanager
-    def scaled(self, scale: float) -> Iterator[None]:
-        """While entered, the LoRA counts `scale` times; at 0 it is skipped, which leaves the exact base model."""
-        try:
-            for layer in self._layers.values():
-                _set_strength(layer, scale)
-            yield
-        finally:
-            for layer in self._layers.values():
-                _set_strength(layer, 1.0)
-
-    def remove(self) -> None:
-        """Takes the LoRA out of the model; layers that PEFT wrapped for us become plain layers again."""
-        for name, layer in self._layers.items():
-            if name not in self._before:
-                parent, _, child = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), child, layer.get_base_layer())
-                continue
-            _activate(layer, [a for a in layer.active_adapters if a != ADAPTER])
-            _keep_flags(layer, lambda layer=layer: layer.delete_adapter(ADAPTER))
-        self.model.delete_adapters(ADAPTER)
-        if not self._before:
-            self.model._hf_peft_config_loaded = False
-        for name, layer in _tuner_layers(self.model):
-            _activate(layer, *self._before[name])
-
-
-def _inject(model: Any, weights: LoraWeights) -> None:
-    """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were."""
-    config = LoraConfig(
-        r=weights.rank,
-        lora_alpha=weights.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
-        init_lora_weights="gaussian",
-        target_modules=list(weights.matrices),
-    )
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        _keep_flags(model, lambda: model.add_adapter(config, adapter_name=ADAPTER))
-    for name in weights.matrices:
-        layer = model.get_submodule(name)
-        for part in (layer.lora_A, layer.lora_B):
-            part[ADAPTER].to(torch.float32).requires_grad_(True)
-
-
-def _tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _adapter_states(model: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Per layer that PEFT has wrapped: which adapters are active, and whether all are disabled."""
-    states = {}
-    for name, layer in _tuner_layers(model):
-        if layer.merged:
-            raise GeneratorError(
-                f"Expected no fused LoRA, but {layer.merged_adapters} is fused into {name}. Call the pipeline's "
-                "unfuse_lora() first; the LoRA stays loaded and active."
+    found: dict[str, LoraLayer] = {}
+    left = dict(layers)
+    for native, parts in splits:
+        ours = [left.pop(part) for part in parts if part in left]
+        if not ours:
+            continue
+        if len(ours) < len(parts):
+            raise LoraFileError(
+                f"ComfyUI's {native} is {', '.join(parts)} in one, and the LoRA changes only some of these. Keep it "
+                "in diffusers' names, which ComfyUI reads as well."
             )
-        states[name] = (tuple(layer.active_adapters), layer.disable_adapters)
-    return states
+        first = ours[0]
+        if len(ours) == 1:
+            found[native] = first
+        elif all(layer.alpha == first.alpha and torch.equal(layer.down, first.down) for layer in ours):
+            found[native] = LoraLayer(first.down, torch.cat([layer.up for layer in ours]), first.alpha)
+        else:
+            ups = [layer.up * (layer.alpha / len(layer.down) * len(first.down) / first.alpha) for layer in ours]
+            rank = sum(len(layer.down) for layer in ours)
+            down = torch.cat([layer.down for layer in ours])  # [sum of ranks, in]
+            found[native] = LoraLayer(down, torch.block_diag(*ups), first.alpha * rank / len(first.down))
+    return _nothing_left(found, left, "ComfyUI")
 
 
-def _keep_flags(module: Any, action: Any) -> None:
-    """Runs `action` and undoes what PEFT does to the requires_grad flags of the parameters that were there before."""
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    action()
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+def split(layers: Mapping[str, LoraLayer], splits: Iterable[Split]) -> dict[str, LoraLayer]:
+    """ComfyUI's layers as diffusers', exact: A is shared by the parts, B is cut by rows.
+
+    Raises:
+        LoraFileError: a layer has no name in diffusers.
+    """
+    found: dict[str, LoraLayer] = {}
+    left = dict(layers)
+    for native, parts in splits:
+        if native not in left:
+            continue
+        down, up, alpha = left.pop(native)
+        if len(parts) == 1:
+            found[parts[0]] = LoraLayer(down, up, alpha)
+            continue
+        # Query, key and value are as wide as the input; what is left belongs to the last part.
+        widths = [down.shape[1]] * (len(parts) - 1)
+        for part, rows in zip(parts, up.split([*widths, len(up) - sum(widths)]), strict=True):
+            found[part] = LoraLayer(down, rows, alpha)
+    return _nothing_left(found, left, "diffusers")
 
 
-def _activate(layer: Any, adapters: Sequence[str], disabled: bool = False) -> None:
-    def action() -> None:
-        layer.set_adapter(list(adapters))
-        layer.enable_adapters(not disabled)
+def _nothing_left(found: dict[str, LoraLayer], left: Mapping[str, LoraLayer], host: str) -> dict[str, LoraLayer]:
+    if left:
+        raise LoraFileError(
+            f"{len(left)} of the LoRA's layers have no name in {host}, such as {next(iter(left))}. Save it in the "
+            "other format, or train other layers."
+        )
+    return found
 
-    _keep_flags(layer, action)
+
+# Files
 
 
-def _set_strength(layer: Any, scale: float) -> None:
-    others = [adapter for adapter in layer.active_adapters if adapter != ADAPTER]
-    _activate(layer, others if scale == 0 else [*others, ADAPTER])
-    layer.set_scale(ADAPTER, scale)
+def write(layers: Mapping[str, LoraLayer], format: Host, architecture: Architecture | None) -> dict[str, Tensor]:
+    """Tensors of a file, float32 copies on the CPU; the layers have the names of that host."""
+    prefix, down, up = _keys(format, architecture)
+    state: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        state[f"{prefix}{name}.{down}.weight"] = _plain(layer.down)
+        state[f"{prefix}{name}.{up}.weight"] = _plain(layer.up)
+        state[f"{prefix}{name}.alpha"] = torch.tensor(float(layer.alpha))
+    return state
+
+
+def _keys(format: Host, architecture: Architecture | None) -> tuple[str, str, str]:
+    if format == "comfyui" or architecture is None:
+        return COMFYUI_PREFIX, "lora_down", "lora_up"
+    return f"{architecture.network}.", "lora_A", "lora_B"
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def check_format(format: str) -> Host:
+    """Raises GeneratorError unless a generator can write the format."""
+    if format not in FORMATS:
+        raise GeneratorError(f"Expected the LoRA format 'diffusers' or 'comfyui', got {format!r}.")
+    return format  # type: ignore[return-value]
+
+
+def read(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Shapes], format: Host, architecture: Architecture | None
+) -> LoraWeights:
+    """What `write` wrote, for layers of `shapes`, all of one rank and alpha.
+
+    Raises:
+        LoraFileError: keys are missing or unexpected, shapes differ, or the ranks or alphas are not all the same.
+    """
+    prefix, down, up = _keys(format, architecture)
+    suffixes = (f".{down}.weight", f".{up}.weight", ".alpha")
+    _check_keys(state, {f"{prefix}{module}{suffix}" for module in shapes for suffix in suffixes})
+    name = next(iter(shapes))
+    rank = len(state[f"{prefix}{name}{suffixes[0]}"])
+    alphas = {float(state[f"{prefix}{module}.alpha"]) for module in shapes}
+    if len(alphas) > 1:
+        raise LoraFileError(f"Expected one alpha for all layers of the LoRA, got {sorted(alphas)[:4]}.")
+    wanted = {
+        f"{prefix}{module}{suffix}": shape
+        for module, (width_in, width_out) in shapes.items()
+        for suffix, shape in zip(suffixes, ((rank, *width_in), (width_out[0], rank, *width_out[1:])), strict=False)
+    }
+    _check_shapes(state, wanted)
+    matrices = {
+        module: (state[f"{prefix}{module}{suffixes[0]}"], state[f"{prefix}{module}{suffixes[1]}"]) for module in shapes
+    }
+    return LoraWeights(matrices, rank, alphas.pop())
+
+
+def _check_keys(state: Mapping[str, Tensor], expected: set[str]) -> None:
+    missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or unexpected:
+        raise LoraFileError(
+            f"This LoRA is for another model: {len(missing)} of {len(expected)} keys are missing "
+            f"({', '.join(missing[:3]) or 'none'}) and {len(unexpected)} are unexpected "
+            f"({', '.join(unexpected[:3]) or 'none'}). Load the base model that it was trained on."
+        )
+
+
+def _check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> None:
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(shape)}"
+        for key, shape in wanted.items()
+        if tuple(state[key].shape) != tuple(shape)
+    ]
+    if wrong:
+        raise LoraFileError(
+            f"This LoRA is for another model: {len(wrong)} shapes differ ({'; '.join(wrong[:3])}). "
+            "Load the base model that it was trained on."
+        )

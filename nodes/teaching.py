@@ -169,7 +169,7 @@ def existing_lora(generator: Any, name: str, recipe: Any) -> dict[str, Tensor] |
     from ..core.tensor_file import read_tensors
 
     state, _ = read_tensors(folder_paths.get_full_path_or_raise("loras", name))
-    return generator.as_initial(state, recipe.rank, recipe.lora_alpha, recipe.seed)
+    return generator.as_initial(state, recipe.rank, recipe.lora_alpha, recipe.seed, recipe.lora_targets)
 
 
 class Teaching:

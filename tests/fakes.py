@@ -34,7 +34,7 @@ class FakeGenerator:
     def num_prompts(self):
         return len(self.prompts)
 
-    def add_lora(self, rank, alpha, seed):
+    def add_lora(self, rank, alpha, seed, targets="attention"):
         random = torch.Generator().manual_seed(seed)
         self.scale = alpha / rank
         self.a = nn.Parameter(torch.randn(rank, NOISE, generator=random) / rank)

@@ -1,150 +1,88 @@
-"""Where a LoRA goes in Flux, and its key names in diffusers and in ComfyUI.
+"""Flux.1 schnell and dev.
 
-The tables map each linear layer of Black Forest Labs' own model, whose names ComfyUI keeps, to the layers that
-diffusers splits it into, in the order in which their outputs are stacked
-(black-forest-labs/flux `modules/layers.py`, diffusers `convert_flux_to_diffusers.py`).
+The table of layers maps Black Forest Labs' own names to diffusers' (black-forest-labs/flux `modules/layers.py`,
+diffusers `convert_flux_to_diffusers.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core.errors import GeneratorError, LoraFileError
-from ..lora import LoraWeights
+from .architecture import Architecture, Conditions, Config, Guidance, Parts, Size
+from .layers import Block
+from .packing import PATCH, pack, token_positions, unpack
+from .paths import flow_sigmas, shift_by_size
 
-DOUBLE_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn.proj": ("attn.to_out.0",),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "img_mlp.0": ("ff.net.0.proj",),
-    "img_mlp.2": ("ff.net.2",),
-    "txt_mlp.0": ("ff_context.net.0.proj",),
-    "txt_mlp.2": ("ff_context.net.2",),
-}
-SINGLE_BLOCK: Mapping[str, tuple[str, ...]] = {
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-}
-DIFFUSERS_PREFIX = "transformer."
-COMFYUI_PREFIX = "diffusion_model."
-SUFFIXES = (".lora_A.weight", ".lora_B.weight", ".alpha")
+MAX_TOKENS = {False: 256, True: 512}  # of the T5 sequence, by guidance_embeds: schnell, dev
 
-
-def native_modules(num_double: int, num_single: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every adapted layer under its native name, with the diffusers layers it is made of."""
-    for n in range(num_double):
-        for native, parts in DOUBLE_BLOCK.items():
-            yield f"double_blocks.{n}.{native}", tuple(f"transformer_blocks.{n}.{part}" for part in parts)
-    for n in range(num_single):
-        for native, parts in SINGLE_BLOCK.items():
-            yield f"single_blocks.{n}.{native}", tuple(f"single_transformer_blocks.{n}.{part}" for part in parts)
-
-
-def target_modules(num_double: int, num_single: int) -> tuple[str, ...]:
-    """Full names of the adapted layers in diffusers: attention and feed-forward of both kinds of block.
-
-    Full names, because a suffix such as "proj_out" would also match the model's output projection.
-    """
-    return tuple(part for _, parts in native_modules(num_double, num_single) for part in parts)
+BLOCKS = (
+    Block(
+        "double_blocks.{}",
+        "transformer_blocks.{}",
+        {
+            "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+            "img_attn.proj": ("attn.to_out.0",),
+            "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            "txt_attn.proj": ("attn.to_add_out",),
+            "img_mlp.0": ("ff.net.0.proj",),
+            "img_mlp.2": ("ff.net.2",),
+            "txt_mlp.0": ("ff_context.net.0.proj",),
+            "txt_mlp.2": ("ff_context.net.2",),
+            "img_mod.lin": ("norm1.linear",),
+            "txt_mod.lin": ("norm1_context.linear",),
+        },
+    ),
+    Block(
+        "single_blocks.{}",
+        "single_transformer_blocks.{}",
+        {
+            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+            "linear2": ("proj_out",),
+            "modulation.lin": ("norm.linear",),
+        },
+    ),
+)
 
 
-def to_diffusers(lora: LoraWeights) -> dict[str, Tensor]:
-    """The LoRA under the names that diffusers' `load_lora_weights` reads, float32 on the CPU."""
-    state: dict[str, Tensor] = {}
-    for module, (down, up) in lora.matrices.items():
-        state[f"{DIFFUSERS_PREFIX}{module}.lora_A.weight"] = _plain(down)  # [r, in]
-        state[f"{DIFFUSERS_PREFIX}{module}.lora_B.weight"] = _plain(up)  # [out, r]
-        state[f"{DIFFUSERS_PREFIX}{module}.alpha"] = torch.tensor(float(lora.alpha))
-    return state
+def encode(pipeline: Any, text: str, config: Config, device: torch.device) -> Conditions:
+    length = min(MAX_TOKENS[bool(config["guidance_embeds"])], pipeline.tokenizer_2.model_max_length)
+    sequence, pooled, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=length)
+    return {"sequence": sequence, "pooled": pooled}  # [1, L, joint_attention_dim], [1, pooled_projection_dim]
 
 
-def to_comfyui(lora: LoraWeights, num_double: int, num_single: int) -> dict[str, Tensor]:
-    """The LoRA under the native names that ComfyUI reads, float32 on the CPU, exact.
-
-    A native layer that stacks the outputs of k diffusers layers gets their A stacked, their B on a block diagonal,
-    rank k·r and alpha k·alpha, so that alpha / rank stays.
-    """
-    state: dict[str, Tensor] = {}
-    for native, parts in native_modules(num_double, num_single):
-        downs, ups = zip(*(lora.matrices[part] for part in parts), strict=True)
-        state[f"{COMFYUI_PREFIX}{native}.lora_down.weight"] = _plain(torch.cat(downs))  # [k·r, in]
-        state[f"{COMFYUI_PREFIX}{native}.lora_up.weight"] = _plain(torch.block_diag(*ups))  # [sum of out, k·r]
-        state[f"{COMFYUI_PREFIX}{native}.alpha"] = torch.tensor(float(len(parts) * lora.alpha))
-    return state
-
-
-def native_to_diffusers(lora: LoraWeights, num_double: int, num_single: int) -> dict[str, Tensor]:
-    """A LoRA of the native, fused layers under diffusers' names, exact: A is shared by the parts, B is cut by rows."""
-    split: dict[str, tuple[Tensor, Tensor]] = {}
-    for native, parts in native_modules(num_double, num_single):
-        down, up = lora.matrices[native]
-        # Query, key and value are as wide as the input; what is left belongs to the last part.
-        widths = [down.shape[1]] * (len(parts) - 1)
-        for part, rows in zip(parts, up.split([*widths, len(up) - sum(widths)]), strict=True):
-            split[part] = (down, rows)
-    return to_diffusers(LoraWeights(split, lora.rank, lora.alpha))
+def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size: Size) -> Tensor:
+    """Velocities of tokens [B, T, 64]."""
+    network = parts.network
+    positions = token_positions(size.height, size.width).to(x)  # [T, 3]
+    return network(
+        hidden_states=x.to(network.dtype),
+        timestep=(sigma * 1000).to(network.dtype) / 1000,  # rounded as FluxPipeline rounds it
+        guidance=conditions.get("guidance"),
+        pooled_projections=conditions["pooled"],
+        encoder_hidden_states=conditions["sequence"],
+        txt_ids=positions.new_zeros(conditions["sequence"].shape[1], 3),
+        img_ids=positions,
+        return_dict=False,
+    )[0]
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def export(lora: LoraWeights, format: str, num_double: int, num_single: int) -> dict[str, Tensor]:
-    """The LoRA in one of the two formats.
-
-    Raises:
-        GeneratorError: `format` is neither "diffusers" nor "comfyui".
-    """
-    if format == "diffusers":
-        return to_diffusers(lora)
-    if format == "comfyui":
-        return to_comfyui(lora, num_double, num_single)
-    raise GeneratorError(f"Expected the LoRA format 'diffusers' or 'comfyui', got {format!r}.")
-
-
-def from_diffusers(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> LoraWeights:
-    """Reads what `to_diffusers` wrote, for layers of `shapes` (name -> (in, out) features).
-
-    Raises:
-        LoraFileError: keys are missing or unexpected, shapes differ, or the ranks or alphas are not all the same.
-    """
-    _check_keys(state, shapes)
-    name = next(iter(shapes))
-    rank = len(state[f"{DIFFUSERS_PREFIX}{name}.lora_A.weight"])
-    alphas = {float(state[f"{DIFFUSERS_PREFIX}{module}.alpha"]) for module in shapes}
-    if len(alphas) > 1:
-        raise LoraFileError(f"Expected one alpha for all layers of the LoRA, got {sorted(alphas)[:4]}.")
-    _check_shapes(state, shapes, rank)
-    matrices = {
-        module: tuple(state[f"{DIFFUSERS_PREFIX}{module}{suffix}"] for suffix in SUFFIXES[:2]) for module in shapes
-    }
-    return LoraWeights(matrices, rank, alphas.pop())  # type: ignore[arg-type]
-
-
-def _check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> None:
-    expected = {f"{DIFFUSERS_PREFIX}{module}{suffix}" for module in shapes for suffix in SUFFIXES}
-    missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
-    if missing or unexpected:
-        raise LoraFileError(
-            f"This LoRA is for another model: {len(missing)} of {len(expected)} keys are missing "
-            f"({', '.join(missing[:3]) or 'none'}) and {len(unexpected)} are unexpected "
-            f"({', '.join(unexpected[:3]) or 'none'}). Load the base model that it was trained on."
-        )
-
-
-def _check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], rank: int) -> None:
-    wrong = []
-    for module, (width_in, width_out) in shapes.items():
-        for suffix, shape in zip(SUFFIXES, ((rank, width_in), (width_out, rank)), strict=False):
-            key = f"{DIFFUSERS_PREFIX}{module}{suffix}"
-            if tuple(state[key].shape) != shape:
-                wrong.append(f"{key} is {tuple(state[key].shape)}, not {shape}")
-    if wrong:
-        raise LoraFileError(
-            f"This LoRA is for another model: {len(wrong)} shapes differ ({'; '.join(wrong[:3])}). "
-            "Load the base model that it was trained on."
-        )
+FLUX = Architecture(
+    label="Flux.1",
+    pipelines=("FluxPipeline",),
+    comfyui={"Flux": "flux-1-dev", "FluxSchnell": "flux-1-schnell"},
+    name=lambda config: "flux-1-dev" if config["guidance_embeds"] else "flux-1-schnell",
+    encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    encode=encode,
+    sigmas=lambda scheduler, steps, size: flow_sigmas(scheduler, steps, shift_by_size(scheduler, size.tokens)),
+    predict=predict,
+    blocks=BLOCKS,
+    steps=lambda config: 28 if config["guidance_embeds"] else 4,
+    guidance=lambda config: Guidance("embedded", 3.5) if config["guidance_embeds"] else Guidance("none"),
+    channels=lambda config: config["in_channels"] // PATCH**2,
+    patch=PATCH,
+    pack=pack,
+    unpack=unpack,
+)

@@ -1,14 +1,8 @@
-"""How Flux lays out latents as tokens, and its noise levels."""
+"""Latents as tokens, one per 2 × 2 latent pixels, as in Flux and the models after it."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 PATCH = 2  # latent pixels per token and side
@@ -30,18 +24,3 @@ def token_positions(h: int, w: int) -> Tensor:
     """(0, row, column) of each token of an h × w latent, [h/2 · w/2, 3] float32."""
     rows, columns = torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
-
-
-def flow_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: int) -> Tensor:
-    """Noise levels [steps + 1] from 1 to 0, float32, made as FluxPipeline makes them for so many image tokens."""
-    config: Any = scheduler.config
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu, device="cpu")
-    return torch.as_tensor(scheduler.sigmas)

@@ -9,32 +9,32 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import comfy.ldm.flux.model
-import comfy.model_base
 import comfy.model_management
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import GeneratorError, StopRequested
 from ...core.fingerprint import weights_sha256
-from ...core.protocols import AS_GENERATOR, Draw, Estimate, ModelInfo, Need, Sampling
-from ..architectures import flux as flux_lora
-from ..lora import LoraWeights, gaussian_weights
-from ..noise import draw_noise
+from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
+from .. import rollout
+from ..architectures.layers import splits
+from ..lora import Shapes, check_format, gaussian_weights, read, shapes_of, split, write
 from .existing import starting_from
 from .gradients import differentiable, leave_inference_mode, trainable_through
 from .inputs import (
-    architecture,
+    architecture_name,
     base_weights,
     check_conditionings,
     check_sigmas,
     check_vae,
     file_name,
+    known_architecture,
     latent_shape,
     output_map,
     trainable_model,
     trainable_vae,
 )
-from .lora import ComfyLora, layer_shapes, target_layers, to_native
+from .lora import ComfyLora, target_layers
 from .memory import training_memory
 from .sampling import Denoiser, loaded, make_sigmas
 
@@ -95,7 +95,8 @@ class ComfyGenerator:
         self._checkpointing = gradient_checkpointing and self._flux is not None
         if gradient_checkpointing and not self._checkpointing:
             log.warning("Gradient checkpointing is only for Flux models; training goes on without it.")
-        self._layers = target_layers(self._network)
+        self._architecture = known_architecture(self.model.model)
+        self._layers = self._target_layers(ATTENTION_AND_FEED_FORWARD)
         self._lora: ComfyLora | None = None
         self._denoiser: Denoiser | None = None  # while prepared
         self._info: ModelInfo | None = None
@@ -123,7 +124,7 @@ class ComfyGenerator:
         if self._info is None:
             dtype = str(self.model.model_dtype()).removeprefix("torch.")
             digest = weights_sha256(base_weights(self.model))
-            self._info = ModelInfo(file_name(self.model), architecture(self.model.model), dtype, digest)
+            self._info = ModelInfo(file_name(self.model), architecture_name(self.model.model), dtype, digest)
         return self._info
 
     @property
@@ -146,14 +147,21 @@ class ComfyGenerator:
 
     # Its LoRA
 
-    def add_lora(self, rank: int, alpha: float, seed: int) -> None:
+    def _target_layers(self, targets: str) -> dict[str, nn.Module]:
+        return target_layers(self._network, self._architecture, targets)
+
+    def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
         """A fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
 
+        Args:
+            targets: which layers it changes, see `targets.chosen`.
+
         Raises:
-            GeneratorError: rank or alpha is not positive.
+            GeneratorError: rank or alpha is not positive, or no layer is chosen.
         """
+        self._layers = self._target_layers(targets)
         with leave_inference_mode():
-            self._lora = ComfyLora(self._layers, gaussian_weights(layer_shapes(self._layers), rank, alpha, seed))
+            self._lora = ComfyLora(self._layers, gaussian_weights(self._shapes, rank, alpha, seed))
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:
         """The LoRA's trainable float32 tensors by names such as "double_blocks.0.img_attn.qkv.lora_A".
@@ -172,42 +180,52 @@ class ComfyGenerator:
         """Copies of the LoRA's tensors with `.alpha`, float32 on the CPU, so that strength 1.0 is the model as trained.
 
         Args:
-            format: "comfyui" for ComfyUI's own key names, "diffusers" for those of diffusers' Flux pipelines, which
-                ComfyUI reads as well.
+            format: "comfyui" for ComfyUI's own key names, "diffusers" for diffusers', which ComfyUI reads as well.
 
         Raises:
             GeneratorError: no LoRA, or a format that this architecture does not have.
         """
-        weights = self._attached().weights()
-        if format == "comfyui":
-            return to_native(weights)
-        if format == "diffusers" and type(self.model.model) is comfy.model_base.Flux and self._flux is not None:
-            return flux_lora.native_to_diffusers(weights, len(self._flux.double_blocks), len(self._flux.single_blocks))
-        raise GeneratorError(
-            f"Expected the LoRA format 'comfyui', or 'diffusers' for a Flux.1 model, got {format!r} for a "
-            f"{type(self.model.model).__name__} model."
-        )
+        layers = self._attached().weights().layers
+        if check_format(format) == "diffusers":
+            if self._architecture is None:
+                raise GeneratorError(
+                    "Expected the LoRA format 'comfyui', or 'diffusers' for a model that diffusers has in a known "
+                    f"form, got {format!r} for a {type(self.model.model).__name__} model."
+                )
+            layers = split(layers, splits(self._architecture.blocks, layers, "comfyui"))
+        return write(layers, check_format(format), self._architecture)
 
-    def load_lora_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up the LoRA that `lora_state_dict("comfyui")` wrote, in place of ours."""
-        prefix = flux_lora.COMFYUI_PREFIX
-        matrices = {
-            name: (state[f"{prefix}{name}.lora_down.weight"], state[f"{prefix}{name}.lora_up.weight"])
-            for name in self._layers
-        }
-        first = next(iter(self._layers))
-        weights = LoraWeights(matrices, len(matrices[first][0]), float(state[f"{prefix}{first}.alpha"]))
+    def load_lora_state_dict(self, state: Mapping[str, Tensor], targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+        """Takes up the LoRA that `lora_state_dict("comfyui")` wrote, in place of ours.
+
+        Raises:
+            LoraFileError: keys are missing or unexpected, or shapes differ.
+        """
+        self._layers = self._target_layers(targets)
+        weights = read(state, self._shapes, "comfyui", self._architecture)
         with leave_inference_mode():
             self._lora = ComfyLora(self._layers, weights)
 
-    def as_initial(self, state: Mapping[str, Tensor], rank: int, alpha: float, seed: int) -> dict[str, Tensor]:
+    @property
+    def _shapes(self) -> dict[str, Shapes]:
+        return {name: shapes_of(layer) for name, layer in self._layers.items()}
+
+    def as_initial(
+        self,
+        state: Mapping[str, Tensor],
+        rank: int,
+        alpha: float,
+        seed: int,
+        targets: str = ATTENTION_AND_FEED_FORWARD,
+    ) -> dict[str, Tensor]:
         """A LoRA file's tensors as the start of a training (`initial_lora` of `distill`), of any trainer's key names.
 
         Raises:
             LoraFileError: the file does not fit the layers that are trained, or needs a higher rank.
         """
+        self._layers = self._target_layers(targets)
         with leave_inference_mode():
-            return starting_from(self.model, gaussian_weights(layer_shapes(self._layers), rank, alpha, seed), state)
+            return starting_from(self.model, gaussian_weights(self._shapes, rank, alpha, seed), state)
 
     def _scaled(self, scale: float) -> Any:
         return nullcontext() if self._lora is None else self._lora.scaled(scale)
@@ -249,7 +267,7 @@ class ComfyGenerator:
                 self._denoiser = None
 
     def _denoiser_for(self, shape: tuple[int, ...]) -> Denoiser:
-        return Denoiser(self.model, self._conditionings, self._negative, self._cfg, shape, self._sigmas)
+        return Denoiser(self.model, self._conditionings, self._negative, self._cfg, shape, self._sigmas, self._decode)
 
     # Its pictures
 
@@ -266,47 +284,7 @@ class ComfyGenerator:
         if self._denoiser is None:
             raise GeneratorError("Expected estimate() inside `with generator.training():`.")
         self._check_draw(draw)
-        prompts = draw.prompt_indices
-        found: dict[str, Tensor] = {}
-        with torch.no_grad():
-            with self._scaled(0.0 if draw.base_trajectory else 1.0):
-                x, sigma = self._start(self._denoiser, draw)
-            if {"base_image", "base_prediction"} & {*needs}:
-                with self._scaled(0.0):
-                    clean = self._denoiser(x, sigma, prompts)
-                found["base_prediction"] = self._prediction(x, sigma, clean)
-                if "base_image" in needs:
-                    found["base_image"] = self._decode(clean)
-        if {"image", "prediction"} & {*needs}:
-            clean = self._denoiser(x, sigma, prompts)
-            found["prediction"] = self._prediction(x, sigma, clean)
-            if "image" in needs:
-                found["image"] = self._decode(clean)
-        return Estimate(**{name: found[name] for name in needs})
-
-    @staticmethod
-    def _prediction(x: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
-        return (x - clean) / sigma.reshape(-1, *[1] * (x.ndim - 1))
-
-    def _start(self, denoiser: Denoiser, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Where the step with gradient is made: latents [B, C, h, w] and their noise levels [B]."""
-        x = denoiser.start(self._noise(draw.noise_seeds, self._shape), float(self._sigmas[0]))
-        if draw.renoise_times is None:
-            x = self._roll_out(denoiser, x, draw.sampler_steps, draw.prompt_indices)
-            return x, self._sigmas[list(draw.sampler_steps)].to(x)
-        clean = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), draw.prompt_indices)
-        sigma = torch.tensor([denoiser.sigma_at(time) for time in draw.renoise_times]).to(x)
-        return denoiser.renoise(clean, self._noise(draw.renoise_seeds or (), self._shape), sigma), sigma
-
-    def _roll_out(self, denoiser: Denoiser, x: Tensor, steps: Sequence[int], prompts: Sequence[int]) -> Tensor:
-        """Makes the first `steps[b]` Euler steps of sample b (Karras et al. 2022, algorithm 2, without churn)."""
-        x, sigmas = x.clone(), self._sigmas.to(x)
-        for i in range(max(steps)):
-            rows = [row for row, count in enumerate(steps) if count > i]
-            part = x[rows]
-            clean = denoiser(part, sigmas[i].expand(len(rows)), [prompts[row] for row in rows])
-            x[rows] = part + (part - clean) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-        return x
+        return rollout.estimate(self._denoiser, draw, needs, self._scaled)
 
     def sample(
         self,
@@ -324,7 +302,6 @@ class ComfyGenerator:
             seeds: one per picture, 0 to 2^64 − 1; the noise is that of KSampler for this seed and one picture.
             num_inference_steps: None, or the generator's own number: the noise levels are fixed.
             lora_scale: strength of our LoRA; 1 is the model as trained, 0 exactly the user's model.
-
             sampling: another height and width in pixels than the LATENT's; steps and guidance come with the parts.
 
         Raises:
@@ -335,14 +312,7 @@ class ComfyGenerator:
             prompt_indices, seeds, sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         )
         with self._prepared(grad=False, shape=shape) as denoiser, torch.no_grad(), self._scaled(lora_scale):
-            x = denoiser.start(self._noise(seeds, shape), float(self._sigmas[0]))
-            x = self._roll_out(denoiser, x, [self.num_inference_steps] * len(x), prompt_indices)
-            return self._decode(denoiser.finish(x, float(self._sigmas[-1]))).clamp(0, 1)
-
-    def _noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-        _, channels, *frames, height, width = shape
-        noise = draw_noise(seeds, channels, height, width).to(self.model.load_device)
-        return noise.unsqueeze(2) if frames else noise
+            return rollout.sample(denoiser, prompt_indices, seeds)
 
     def _decode(self, clean: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, H, W], float32, unclamped."""
@@ -356,14 +326,7 @@ class ComfyGenerator:
     # What it refuses
 
     def _check_batch(self, prompt_indices: Sequence[int], seeds: Sequence[int], steps: int | None) -> None:
-        if len(prompt_indices) == 0 or len(prompt_indices) != len(seeds):
-            raise GeneratorError(
-                f"Expected one seed for each of at least one prompt index, got {len(prompt_indices)} indices and "
-                f"{len(seeds)} seeds."
-            )
-        wrong = [index for index in prompt_indices if not 0 <= index < self.num_prompts]
-        if wrong:
-            raise GeneratorError(f"Expected prompt indices from 0 to {self.num_prompts - 1}, got {wrong}.")
+        rollout.check_batch(self.num_prompts, prompt_indices, seeds)
         if steps not in (None, self.num_inference_steps):
             raise GeneratorError(
                 f"Expected the sampler's own {self.num_inference_steps} steps, got {steps}. In ComfyUI the number of "
@@ -395,13 +358,4 @@ class ComfyGenerator:
         self._check_guidance(draw.sampling)
         if draw.sampling.height is not None or draw.sampling.width is not None:
             raise GeneratorError("In ComfyUI the image size comes with the LATENT: choose it there.")
-        size = len(draw.prompt_indices)
-        if draw.renoise_times is not None:
-            if len(draw.renoise_times) != size or len(draw.renoise_seeds or ()) != size:
-                raise GeneratorError(f"Expected {size} renoise times and seeds, one per sample, got {draw}.")
-            if not all(0 < time <= 1 for time in draw.renoise_times):
-                raise GeneratorError(f"Expected renoise times above 0 and up to 1, got {draw.renoise_times}.")
-        elif len(draw.sampler_steps) != size or not all(0 <= s < self.num_inference_steps for s in draw.sampler_steps):
-            raise GeneratorError(
-                f"Expected {size} sampler steps from 0 to {self.num_inference_steps - 1}, got {draw.sampler_steps}."
-            )
+        rollout.check_point(draw, self.num_inference_steps)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.model_base
 import comfy.model_patcher
 import comfy.sample
 import comfy.sampler_helpers
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ...core.errors import GeneratorError
 from ...core.protocols import PRESET
+from ..architectures import ARCHITECTURES, Architecture
 
 PROBES = (0.25, 0.5, 0.75)  # decoded values that no VAE clamps, whether its range is [0, 1] or [-1, 1]
 
@@ -163,14 +163,18 @@ def file_name(model: Any) -> str:
     return Path(arguments[0]).stem if arguments and isinstance(arguments[0], str) else type(model.model).__name__
 
 
-def architecture(model: Any) -> str:
-    if type(model) is comfy.model_base.Flux:
-        return "flux-1-dev" if model.diffusion_model.params.guidance_embed else "flux-1-schnell"
-    return type(model).__name__.lower()
+def known_architecture(model: Any) -> Architecture | None:
+    """The architecture of a ComfyUI model, by the class of its configuration; None where it is in no table."""
+    name = type(model.model_config).__name__
+    return next((architecture for architecture in ARCHITECTURES if name in architecture.comfyui), None)
+
+
+def architecture_name(model: Any) -> str:
+    """The name of a ComfyUI model's architecture, as in a LoRA's metadata; in no table, that of its class."""
+    known = known_architecture(model)
+    return known.comfyui[type(model.model_config).__name__] if known else type(model).__name__.lower()
 
 
 def preset_architecture(patcher: Any) -> str:
     """The name under which a MODEL's preset is found: what its loader attached to it, else the architecture."""
-    names = {"SD15": "sd-1", "SDXL": "sdxl"}
-    config = type(patcher.model.model_config).__name__
-    return patcher.get_attachment(PRESET) or names.get(config) or architecture(patcher.model)
+    return patcher.get_attachment(PRESET) or architecture_name(patcher.model)

@@ -6,12 +6,10 @@ The base weights are never touched, so it works on quantised and offloaded ones 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.ldm.flux.model
 import comfy.model_management
 import torch
 from comfy.weight_adapter.bypass import BypassForwardHook
@@ -19,40 +17,36 @@ from comfy.weight_adapter.lora import LoraDiff
 from torch import Tensor, nn
 
 from ...core.errors import GeneratorError
-from ..architectures.flux import COMFYUI_PREFIX, native_modules
+from ..architectures import Architecture
+from ..architectures.layers import splits
 from ..lora import LoraWeights
-
-# Full names of the adapted layers, by the class of the diffusion model: attention and feed-forward of every block.
-TARGETS: Mapping[str, str] = {
-    "UNetModel": r".*\.transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))",
-}
-ANY_TRANSFORMER = (
-    r"(.*\.)?\w*(blocks|layers)\.\d+\."
-    r"((.*[._])?(\w*attn\w*|\w*attention\w*|mlp\w*|ff\w*|feed_forward\w*)\..*|linear[12])"  # as in Flux's single blocks
-)
+from ..targets import chosen
+from .blocks import blocks, is_linear
 
 
-def target_layers(model: Any) -> dict[str, nn.Module]:
+def target_layers(network: nn.Module, architecture: Architecture | None, targets: str) -> dict[str, nn.Module]:
     """The layers to adapt in a ComfyUI diffusion model, by full name.
 
+    Args:
+        architecture: whose table names them; None for a model that is in no table, whose blocks are then searched.
+        targets: see `targets.chosen`.
+
     Raises:
-        GeneratorError: the model has no block with attention or feed-forward layers that we know.
+        GeneratorError: the model has no block with attention, or no layer is chosen.
     """
-    if isinstance(model, comfy.ldm.flux.model.Flux):
-        names = [name for name, _ in native_modules(len(model.double_blocks), len(model.single_blocks))]
-    else:
-        pattern = re.compile(TARGETS.get(type(model).__name__, ANY_TRANSFORMER))
-        names = [name for name, module in model.named_modules() if pattern.fullmatch(name) and _is_linear(module)]
-    if not names:
+    modules = dict(network.named_modules())
+    known = splits(architecture.blocks if architecture else (), modules, "comfyui")
+    layers = [(name, *parts) for name, parts in known if name in modules]
+    if not layers:
+        inside = tuple(f"{name}." for name in blocks(network))
+        layers = [(name,) for name, module in modules.items() if name.startswith(inside) and is_linear(module)]
+    if not layers:
         raise GeneratorError(
-            f"Found no attention or feed-forward layer to train in a {type(model).__name__}. "
-            "Use a transformer or UNet model such as Flux, SD 1.x or SDXL."
+            f"Found no block with attention to train in a {type(network).__name__}. Use a transformer or UNet model "
+            "such as Flux, SD 1.x or SDXL."
         )
-    return {name: model.get_submodule(name) for name in names}
-
-
-def _is_linear(module: Any) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+    picked = chosen(layers, targets)
+    return {names[0]: modules[names[0]] for names, take in zip(layers, picked, strict=True) if take}
 
 
 class BypassLora(LoraDiff):
@@ -118,22 +112,3 @@ class ComfyLora:
         finally:
             for name, adapter in self._adapters.items():
                 adapter.multiplier = before[name]
-
-
-def layer_shapes(layers: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """(in, out) features of linear layers, from their own attributes: a quantised weight's shape may differ."""
-    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-
-
-def to_native(lora: LoraWeights) -> dict[str, Tensor]:
-    """The LoRA under ComfyUI's own key names, float32 copies on the CPU."""
-    state: dict[str, Tensor] = {}
-    for name, (down, up) in lora.matrices.items():
-        state[f"{COMFYUI_PREFIX}{name}.lora_down.weight"] = _copy(down)  # [r, in]
-        state[f"{COMFYUI_PREFIX}{name}.lora_up.weight"] = _copy(up)  # [out, r]
-        state[f"{COMFYUI_PREFIX}{name}.alpha"] = torch.tensor(float(lora.alpha))
-    return state
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import GeneratorError
+from ..noise import draw_noise
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
@@ -64,7 +65,7 @@ def _take_away_all_but(*patchers: Any) -> None:
 
 
 class Denoiser:
-    """Clean estimates of one MODEL for several prompts.
+    """A `rollout.Denoiser` of one MODEL and its VAE, for several prompts.
 
     Make it, and call it, outside inference mode, while the model is `loaded`.
 
@@ -72,8 +73,9 @@ class Denoiser:
         model: ModelPatcher.
         positives: one CONDITIONING per prompt.
         negative: CONDITIONING of classifier-free guidance, None where `cfg` is 1.
-        shape: of one latent, [1, C, h, w].
-        sigmas: the sampler's noise levels, which some models look at.
+        shape: of one latent, [1, C, h, w] or [1, C, 1, h, w].
+        sigmas: the sampler's noise levels [steps + 1], which some models look at.
+        decode: latents [B, C, h, w] -> images.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Denoiser:
         cfg: float,
         shape: Sequence[int],
         sigmas: Tensor,
+        decode: Callable[[Tensor], Tensor],
     ) -> None:
+        self.sigmas, self.decode, self._shape = sigmas, decode, tuple(shape)
         self.device = model.load_device
         self.sampling = model.get_model_object("model_sampling")
         options = comfy.model_patcher.create_model_options_clone(model.model_options)
@@ -109,36 +113,46 @@ class Denoiser:
         )
         return guider
 
-    def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> Tensor:
-        """Clean estimates [B, C, h, w] of noisy latents at noise levels [B]; a forward pass for each prompt."""
+    def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A forward pass for each prompt."""
         clean: list[Tensor] = [x] * len(x)
         for prompt in dict.fromkeys(prompt_indices):
             rows = [i for i, index in enumerate(prompt_indices) if index == prompt]
             estimate = self._guiders[prompt](x[rows], sigma[rows], model_options=self._options, seed=0)
             for row, value in zip(rows, estimate, strict=True):
                 clean[row] = value
-        return torch.stack(clean)
+        estimates = torch.stack(clean)
+        return estimates, (x - estimates) / _like(sigma, x)
 
-    def start(self, noise: Tensor, sigma: float) -> Tensor:
-        """Where sampling starts from an empty latent: `noise` scaled to the first noise level."""
-        level = torch.tensor(sigma, device=self.device)
-        full = sigma >= float(self.sampling.sigma_max) or abs(sigma - float(self.sampling.sigma_max)) < 1e-5 * sigma
-        return self.sampling.noise_scaling(level, noise, torch.zeros_like(noise), full)
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        _, channels, *frames, height, width = self._shape
+        noise = draw_noise(seeds, channels, height, width).to(self.device)
+        return noise.unsqueeze(2) if frames else noise
 
-    def renoise(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Clean latents [B, …] mixed with noise up to the noise levels [B]."""
-        level = sigma.reshape(-1, *[1] * (clean.ndim - 1))
-        return self.sampling.noise_scaling(level, noise, clean, False)
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        """Where sampling starts from an empty latent: noise scaled to the first noise level."""
+        noise, sigma, highest = self._noise(seeds), float(self.sigmas[0]), float(self.sampling.sigma_max)
+        full = sigma >= highest or abs(sigma - highest) < 1e-5 * sigma
+        return self.sampling.noise_scaling(
+            torch.tensor(sigma, device=self.device), noise, torch.zeros_like(noise), full
+        )
 
-    def finish(self, x: Tensor, sigma: float) -> Tensor:
-        """Latents as they leave the sampler at its last noise level."""
-        return self.sampling.inverse_noise_scaling(torch.tensor(sigma, device=self.device), x)
+    def renoise(self, clean: Tensor, seeds: Sequence[int], times: Sequence[float]) -> tuple[Tensor, Tensor]:
+        sigma = torch.tensor([self.sigma_at(time) for time in times]).to(clean)
+        return self.sampling.noise_scaling(_like(sigma, clean), self._noise(seeds), clean, False), sigma
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.sampling.inverse_noise_scaling(self.sigmas[-1].to(self.device), x)
 
     def sigma_at(self, time: float) -> float:
         """The noise level of a flow-matching time, 1 = pure noise; of other models, that share of their schedule."""
         if isinstance(self.sampling, comfy.model_sampling.CONST):
             return time
         return min(float(self.sampling.percent_to_sigma(1 - time)), float(self.sampling.sigma_max))
+
+
+def _like(sigma: Tensor, x: Tensor) -> Tensor:
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _plain(value: Any) -> Any:

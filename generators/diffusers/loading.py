@@ -1,89 +1,117 @@
-"""Makes a FluxGenerator from a FluxPipeline, in memory or in a folder."""
+"""Makes a DiffusersGenerator from a pipeline, in memory or in a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from ...core.errors import GeneratorError
+from ..architectures.architecture import Architecture, Conditions, Config
 from ..settings import GeneratorSettings
-from .generator import FluxGenerator, FluxPrompts
+from .denoising import EncodedPrompts
+from .generator import DiffusersGenerator
 from .sharing import share_weights
 
-ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
-MAX_TOKENS = {False: 256, True: 512}  # of the T5 sequence, by guidance_embeds: schnell, dev
 
 
 def from_pipeline(
-    pipeline: FluxPipeline,
+    architecture: Architecture,
+    pipeline: Any,
     prompts: Sequence[str],
     device: torch.device | None,
     dtype: torch.dtype | None,
     settings: GeneratorSettings,
-) -> FluxGenerator:
+) -> DiffusersGenerator:
     """A generator that shares the pipeline's weights and leaves the pipeline as it is.
 
-    `device` and `dtype` None: the transformer's own. Others make a copy of the weights, for training only.
+    `device` and `dtype` None: the network's own. Others make a copy of the weights, for training only.
 
     Raises:
         GeneratorError: a text encoder is missing, or the pipeline has offloading hooks.
     """
-    missing = [name for name in (*ENCODERS, "transformer", "vae") if getattr(pipeline, name, None) is None]
-    if missing:
-        raise GeneratorError(f"Expected a whole FluxPipeline, but its {', '.join(missing)} is missing. Load it too.")
-    place: torch.device = device or pipeline.transformer.device
+    _check_whole(architecture, type(pipeline).__name__, pipeline.components)
+    theirs = getattr(pipeline, architecture.network)
+    place: torch.device = device or theirs.device
     home = torch.device("cpu") if settings.offload else place
-    transformer, vae = (share_weights(part, home, dtype or part.dtype) for part in (pipeline.transformer, pipeline.vae))
-    encoded = encode_prompts(pipeline, prompts, bool(transformer.config.guidance_embeds), place)
+    network, vae = (share_weights(part, home, dtype or part.dtype) for part in (theirs, pipeline.vae))
+    extra = _own_config(pipeline.config)
+    encoded = encode_prompts(architecture, pipeline, prompts, {**network.config, **extra}, place)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
-    return FluxGenerator(transformer, vae, pipeline.scheduler, encoded, name, settings, place)
+    return DiffusersGenerator(architecture, network, vae, pipeline.scheduler, encoded, name, settings, place, extra)
 
 
 def from_pretrained(
+    architecture: Architecture,
     source: str,
     prompts: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
     settings: GeneratorSettings,
     **hub: Any,
-) -> FluxGenerator:
+) -> DiffusersGenerator:
     """A generator from a folder in diffusers' layout, or a Hugging Face id with what `hub` passes to diffusers.
 
-    The text encoders are loaded, used and freed before the transformer is loaded, so the two never share memory.
+    The text encoders are loaded, used and freed before the network is loaded, so the two never share memory.
     """
-    config: Any = FluxTransformer2DModel.load_config(source, subfolder="transformer", **hub)
+    own: Any = DiffusionPipeline.load_config(source, **hub)
+    _check_whole(architecture, own["_class_name"], {n: v for n, v in own.items() if v != [None, None]})
+    kind: Any = getattr(diffusers, own["_class_name"])
+    model: Any = getattr(diffusers, own[architecture.network][1])
+    extra = _own_config(own)
+    config = {**model.load_config(source, subfolder=architecture.network, **hub), **extra}
     options = {DTYPE: dtype, "use_safetensors": True, **hub}  # pickled weights can run code
-    encoders = FluxPipeline.from_pretrained(source, transformer=None, vae=None, **options)
-    encoded = encode_prompts(encoders, prompts, bool(config["guidance_embeds"]), device)
+    encoders = kind.from_pretrained(source, **{architecture.network: None, "vae": None}, **options)
+    encoded = encode_prompts(architecture, encoders, prompts, config, device)
     del encoders
-    parts = FluxPipeline.from_pretrained(source, **dict.fromkeys(ENCODERS), **options)
+    parts = kind.from_pretrained(source, **dict.fromkeys(architecture.encoders), **options)
     home = torch.device("cpu") if settings.offload else device
-    transformer, vae = (part.requires_grad_(False).to(home).eval() for part in (parts.transformer, parts.vae))
-    return FluxGenerator(transformer, vae, parts.scheduler, encoded, Path(source).name, settings, device)
+    network, vae = (
+        part.requires_grad_(False).to(home).eval() for part in (getattr(parts, architecture.network), parts.vae)
+    )
+    return DiffusersGenerator(
+        architecture, network, vae, parts.scheduler, encoded, Path(source).name, settings, device, extra
+    )
+
+
+def _check_whole(architecture: Architecture, pipeline: str, parts: Mapping[str, Any]) -> None:
+    needed = (*architecture.encoders, architecture.network, "vae")
+    if missing := [name for name in needed if parts.get(name) is None]:
+        raise GeneratorError(f"Expected a whole {pipeline}, but its {', '.join(missing)} is missing. Load it too.")
+
+
+def _own_config(config: Any) -> dict[str, Any]:
+    """What a pipeline's configuration says beside the names of its parts."""
+    return {
+        name: value for name, value in config.items() if not (name.startswith("_") or isinstance(value, list | tuple))
+    }
 
 
 @torch.no_grad()
-def encode_prompts(pipeline: Any, prompts: Sequence[str], is_guided: bool, device: torch.device) -> FluxPrompts:
-    """T5 sequences and CLIP vectors on `device`, by the pipeline's own encoders, one prompt at a time."""
-    length = min(MAX_TOKENS[is_guided], pipeline.tokenizer_2.model_max_length)
-    with _visiting(pipeline, device):
-        encoded = [pipeline.encode_prompt(text, device=device, max_sequence_length=length) for text in prompts]
-    sequence, pooled = (torch.cat([item[part] for item in encoded]) for part in (0, 1))  # [P, L, D], [P, D]
-    return FluxPrompts(tuple(prompts), sequence, pooled)
+def encode_prompts(
+    architecture: Architecture, pipeline: Any, prompts: Sequence[str], config: Config, device: torch.device
+) -> EncodedPrompts:
+    """Conditions on `device`, by the pipeline's own encoders, one prompt at a time; the empty one for guidance."""
+
+    def encode(text: str) -> Conditions:
+        return architecture.encode(pipeline, text, config, device)
+
+    with _visiting([getattr(pipeline, name) for name in architecture.encoders], device):
+        guided = architecture.guidance(config).kind == "cfg"
+        return EncodedPrompts(tuple(prompts), tuple(map(encode, prompts)), encode("") if guided else None)
 
 
 @contextmanager
-def _visiting(pipeline: Any, device: torch.device) -> Iterator[None]:
+def _visiting(parts: Sequence[Any], device: torch.device) -> Iterator[None]:
     """The text encoders are on `device` while entered, and back home afterwards."""
-    homes = [(encoder, encoder.device) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
+    homes: list[tuple[Any, torch.device]] = [(part, part.device) for part in parts if isinstance(part, nn.Module)]  # type: ignore[misc]
     try:
         for encoder, home in homes:
             if home != device:

@@ -34,8 +34,9 @@ def encode(clip, text):
 @pytest.mark.parametrize("index", [0, 1])
 def test_text_encoders(models, generator, index):
     ((sequence, extra),) = encode(models[1], PROMPTS[index])
-    assert torch.allclose(sequence[0], generator._prompts.sequence[index], atol=1e-4)
-    assert torch.allclose(extra["pooled_output"][0], generator._prompts.pooled[index], atol=1e-4)
+    ours = generator._prompts.conditions[index]
+    assert torch.allclose(sequence, ours["sequence"], atol=1e-4)
+    assert torch.allclose(extra["pooled_output"], ours["pooled"], atol=1e-4)
 
 
 def test_unknown_words_and_long_prompts_are_taken(models):

@@ -102,7 +102,7 @@ def test_gradient_checkpointing_changes_nothing(plain):
     frugal = {"device": "cpu", "gradient_checkpointing": True}
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_inference_steps": 1}
     generator = load_generator(WEIGHTS / "pipeline", RECIPE.prompts, **size, **frugal)
-    assert generator.transformer.gradient_checkpointing
+    assert generator.network.gradient_checkpointing
     assert_close(trained((generator, load_critic(WEIGHTS / "critic", **frugal))), plain)
 
 

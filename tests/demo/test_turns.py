@@ -54,7 +54,7 @@ def trained(generator, critic, **options):
 def test_the_lora_is_that_of_both_resident(monkeypatch):
     generator, critic = demo.load(RECIPE.prompts)
     resident, losses = trained(generator, critic)
-    making = Turns([generator.transformer, generator.vae], generator.training)
+    making = Turns([generator.network, generator.vae], generator.training)
     judging = Turns([critic.model], critic.resident)
     sample = generator.sample
 
@@ -78,5 +78,5 @@ def test_the_lora_is_that_of_both_resident(monkeypatch):
 
 def test_weights_that_are_away_would_be_noticed():
     generator, _ = demo.load(RECIPE.prompts)
-    Turns([generator.transformer, generator.vae], generator.training)
+    Turns([generator.network, generator.vae], generator.training)
     assert generator.sample([0], [0]).isnan().all()

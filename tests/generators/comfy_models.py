@@ -11,7 +11,9 @@ from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipe
 from safetensors.torch import save_file
 from tiny_flux import build_text_encoders, build_tokenizer
 
-from dual_process.generators.diffusers.generator import FluxGenerator, FluxPrompts
+from dual_process.generators import DiffusersGenerator
+from dual_process.generators.architectures.flux import FLUX
+from dual_process.generators.diffusers.denoising import EncodedPrompts
 from dual_process.generators.settings import GeneratorSettings
 
 SIZE = 64  # pixels
@@ -53,24 +55,17 @@ def vae_file_tensors(vae: AutoencoderTiny) -> dict[str, torch.Tensor]:
     return state
 
 
-def prompt_tensors(count: int = 2) -> FluxPrompts:
+def prompt_tensors(count: int = 2) -> EncodedPrompts:
     random = torch.Generator().manual_seed(11)
-    texts = tuple(f"prompt {i}" for i in range(count))
-    return FluxPrompts(
-        texts, torch.randn(count, LENGTH, TEXT, generator=random), torch.randn(count, TEXT, generator=random)
-    )
+    sequence, pooled = (torch.randn(count, *shape, generator=random) for shape in ((LENGTH, TEXT), (TEXT,)))
+    rows = tuple({"sequence": sequence[i : i + 1], "pooled": pooled[i : i + 1]} for i in range(count))
+    return EncodedPrompts(tuple(f"prompt {i}" for i in range(count)), rows)
 
 
-def conditionings(guidance: float = 3.5, prompts: FluxPrompts | None = None) -> list[Any]:
-    prompts = prompts or prompt_tensors()
+def conditionings(guidance: float = 3.5, prompts: EncodedPrompts | None = None) -> list[Any]:
     return [
-        [
-            [
-                prompts.sequence[i : i + 1].clone(),
-                {"pooled_output": prompts.pooled[i : i + 1].clone(), "guidance": guidance},
-            ]
-        ]
-        for i in range(len(prompts.texts))
+        [[row["sequence"].clone(), {"pooled_output": row["pooled"].clone(), "guidance": guidance}]]
+        for row in (prompts or prompt_tensors()).conditions
     ]
 
 
@@ -85,11 +80,11 @@ def write_files(models: Path, flavour: str, dtype: torch.dtype = torch.float32) 
     return unet, vae
 
 
-def diffusers_generator(flavour: str, steps: int = 4) -> FluxGenerator:
+def diffusers_generator(flavour: str, steps: int = 4) -> DiffusersGenerator:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT[flavour])
     settings = GeneratorSettings(height=SIZE, width=SIZE, num_inference_steps=steps)
-    return FluxGenerator(
-        build_transformer(flavour), build_vae(), scheduler, prompt_tensors(), f"tiny-{flavour}", settings
+    return DiffusersGenerator(
+        FLUX, build_transformer(flavour), build_vae(), scheduler, prompt_tensors(), f"tiny-{flavour}", settings
     )
 
 

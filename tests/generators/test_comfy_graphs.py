@@ -9,6 +9,7 @@ import torch
 from comfy_models import SIZE, conditionings, write_files
 
 from dual_process.distillation import Draw, GeneratorError
+from dual_process.generators.targets import chosen
 
 pytestmark = pytest.mark.comfyui
 EMPTY = {"samples": torch.zeros(1, 16, SIZE // 8, SIZE // 8)}
@@ -202,12 +203,8 @@ def test_streamed_weights_are_trained_on_a_resident_copy(models, monkeypatch, ca
         generator_for(model, vae)
 
 
-def test_layers_of_transformers_without_a_table(comfy):
+def test_layers_of_transformers_without_a_table():
     """Names of linear layers as they stand in ComfyUI's models."""
-    import re
-
-    from dual_process.generators.comfy.lora import ANY_TRANSFORMER
-
     adapted = [
         "double_blocks.0.img_attn.qkv",
         "double_blocks.0.txt_mlp.2",
@@ -230,7 +227,14 @@ def test_layers_of_transformers_without_a_table(comfy):
         "layers.0.adaLN_modulation.1",
         "transformer_blocks.0.img_mod.1",
         "joint_blocks.0.x_block.adaLN_modulation.1",
-        "final_layer.linear",
-        "txt_in",
+        "input_blocks.1.0.emb_layers.1",
     ]
-    assert [name for name in adapted + others if re.fullmatch(ANY_TRANSFORMER, name)] == adapted
+    layers = [(name,) for name in adapted + others]
+    assert chosen(layers, "attention + feed-forward") == [True] * len(adapted) + [False] * len(others)
+    assert chosen(layers, "all linear") == [True] * len(layers)
+    attention = [name for name, take in zip(adapted, chosen(layers, "attention"), strict=False) if take]
+    assert attention == [name for name in adapted if "attn" in name or "attention" in name or "linear1" in name]
+    assert sum(chosen(layers, r".*\.qkv")) == 3
+    for wrong in ("(", "nothing like it"):
+        with pytest.raises(GeneratorError, match=r"regular expression"):
+            chosen(layers, wrong)

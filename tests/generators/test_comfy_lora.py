@@ -158,7 +158,7 @@ def test_a_plain_diffusers_transformer_loads_the_same_lora(load):
 
 def test_other_formats_are_refused(load):
     generator = trained(*load())
-    with pytest.raises(GeneratorError, match="'comfyui', or 'diffusers'"):
+    with pytest.raises(GeneratorError, match="'diffusers' or 'comfyui'"):
         generator.lora_state_dict("kohya")
 
 

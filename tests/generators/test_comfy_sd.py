@@ -142,5 +142,5 @@ def test_lora_loads_back_and_has_no_diffusers_form(generator, models):
         scheduler="normal",
     )  # fmt: skip
     assert torch.allclose(predict(fresh), wanted, atol=1e-4 * float(wanted.abs().max()))
-    with pytest.raises(GeneratorError, match="'diffusers' for a Flux"):
+    with pytest.raises(GeneratorError, match="'diffusers' for a model that diffusers has"):
         generator.lora_state_dict("diffusers")

@@ -107,7 +107,7 @@ def test_a_batch_equals_one_at_a_time(generator, randomize_lora, draw):
 
 def test_no_needless_forward_is_made(schnell):
     sizes = []
-    schnell.transformer.register_forward_pre_hook(
+    schnell.network.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
     schnell.estimate(DRAW)
@@ -142,7 +142,7 @@ def test_gradient_reaches_the_lora_only(generator, randomize_lora):
         loss_of(generator.estimate(DRAW).image).backward()
     ours = {id(p) for p in generator.lora_parameters().values()}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.lora_parameters().values())
-    everything = [*generator.transformer.parameters(), *generator.vae.parameters()]
+    everything = [*generator.network.parameters(), *generator.vae.parameters()]
     assert all(p.grad is None for p in everything if id(p) not in ours)
 
 
@@ -169,7 +169,7 @@ def test_checkpointing_changes_nothing(folder, generator, randomize_lora):
     frugal = load_generator(
         folder, generator.prompts, "cpu", height=64, width=96, num_inference_steps=3, gradient_checkpointing=True
     )
-    assert frugal.transformer.gradient_checkpointing
+    assert frugal.network.gradient_checkpointing
     assert frugal.vae.decoder.gradient_checkpointing
     gradients = []
     for each in (generator, frugal):

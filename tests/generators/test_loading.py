@@ -6,13 +6,13 @@ from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteSchedul
 
 from dual_process.core.errors import GeneratorError
 from dual_process.core.protocols import Draw
-from dual_process.generators import FluxGenerator, load_generator
+from dual_process.generators import DiffusersGenerator, load_generator
 
 DRAW = Draw((0,), (1,), (0,))
 
 
 def test_keeps_prompts_and_lets_the_text_encoders_go(generator, flavour):
-    assert isinstance(generator, FluxGenerator)
+    assert isinstance(generator, DiffusersGenerator)
     assert generator.prompts == ("a red house", "a tree with blue sky")
     assert generator.num_prompts == 2
     held = {type(value).__name__ for value in vars(generator).values()}
@@ -23,7 +23,7 @@ def test_keeps_prompts_and_lets_the_text_encoders_go(generator, flavour):
 
 
 def test_a_loaded_model_is_frozen(generator):
-    assert not any(p.requires_grad for p in (*generator.transformer.parameters(), *generator.vae.parameters()))
+    assert not any(p.requires_grad for p in (*generator.network.parameters(), *generator.vae.parameters()))
 
 
 def test_a_pipeline_and_its_folder_give_the_same_generator(generator, pipeline):
@@ -47,16 +47,16 @@ def test_the_users_pipeline_stays_as_it_was(pipeline, run_pipeline, randomize_lo
     assert all(p.grad is None for p in pipeline.transformer.parameters())
     assert pipeline.transformer.training
     assert not pipeline.transformer.gradient_checkpointing
-    assert not generator.transformer.training
+    assert not generator.network.training
     assert pipeline.text_encoder is not None
     assert torch.equal(run_pipeline(pipeline, [3]), before)
 
 
 def test_weights_are_shared_unless_converted(pipeline):
     shared = load_generator(pipeline, ["a sea"], height=64, width=96)
-    assert shared.transformer.proj_out.weight is pipeline.transformer.proj_out.weight
+    assert shared.network.proj_out.weight is pipeline.transformer.proj_out.weight
     converted = load_generator(pipeline, ["a sea"], dtype=torch.bfloat16, height=64, width=96)
-    assert converted.transformer.proj_out.weight.dtype == torch.bfloat16
+    assert converted.network.proj_out.weight.dtype == torch.bfloat16
     assert pipeline.transformer.proj_out.weight.dtype == torch.float32
 
 
@@ -66,7 +66,7 @@ def test_training_freezes_and_restores(pipeline):
     pipeline.transformer.x_embedder.requires_grad_(False)
 
     def flags():
-        return {name: p.requires_grad for name, p in generator.transformer.named_parameters()}
+        return {name: p.requires_grad for name, p in generator.network.named_parameters()}
 
     def fail():
         assert {name for name, flag in flags().items() if flag} == {name for name in before if ".lora_" in name}
@@ -135,4 +135,4 @@ def test_refuses_bad_settings(folders, settings):
 
 def test_long_prompts_are_cut(folders):
     generator = load_generator(folders["schnell"], ["a red house with a blue tree and a sea " * 9], "cpu", height=64)
-    assert generator._prompts.sequence.shape == (1, 12, 32)
+    assert generator._prompts.conditions[0]["sequence"].shape == (1, 12, 32)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from dual_process.core.errors import GeneratorError, LoraFileError
 from dual_process.generators import load_generator
-from dual_process.generators.architectures.flux import DOUBLE_BLOCK, SINGLE_BLOCK
+from dual_process.generators.architectures import ARCHITECTURES
 
 PICTURES = ([0, 1], [3, 4])
 
@@ -42,7 +42,7 @@ def test_half_scale_equals_half_alpha(schnell, randomize_lora):
 
 def test_adapts_attention_and_feed_forward_of_both_kinds_of_block_only(schnell):
     schnell.add_lora(4, 6.0, seed=0)
-    adapted = {name for name, module in schnell.transformer.named_modules() if isinstance(module, BaseTunerLayer)}
+    adapted = {name for name, module in schnell.network.named_modules() if isinstance(module, BaseTunerLayer)}
     attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     expected = {f"transformer_blocks.0.attn.{name}" for name in attention}
     expected |= {f"transformer_blocks.0.{ff}.net.{layer}" for ff in ("ff", "ff_context") for layer in ("0.proj", "2")}
@@ -86,15 +86,15 @@ def test_adding_twice_replaces(schnell):
     schnell.add_lora(4, 6.0, seed=0)
     schnell.add_lora(2, 6.0, seed=0)
     assert schnell.lora_parameters()["transformer_blocks.0.attn.to_q.lora_A"].shape == (2, 32)
-    assert list(schnell.transformer.peft_config) == ["dual_process"]
+    assert list(schnell.network.peft_config) == ["dual_process"]
 
 
 def test_removal_leaves_no_trace(schnell, randomize_lora):
-    base, keys = schnell.sample(*PICTURES), list(schnell.transformer.state_dict())
+    base, keys = schnell.sample(*PICTURES), list(schnell.network.state_dict())
     train(schnell, randomize_lora)
     schnell.remove_lora()
-    assert not any(isinstance(module, BaseTunerLayer) for module in schnell.transformer.modules())
-    assert list(schnell.transformer.state_dict()) == keys
+    assert not any(isinstance(module, BaseTunerLayer) for module in schnell.network.modules())
+    assert list(schnell.network.state_dict()) == keys
     assert torch.equal(schnell.sample(*PICTURES), base)
     schnell.remove_lora()
     with pytest.raises(GeneratorError, match="none is attached"):
@@ -193,8 +193,8 @@ def test_comfyui_format_is_the_same_lora_in_fused_layers(schnell, randomize_lora
 
 
 def test_tables_name_each_layer_once():
-    for table in (DOUBLE_BLOCK, SINGLE_BLOCK):
-        layers = [layer for parts in table.values() for layer in parts]
+    for block in (block for architecture in ARCHITECTURES for block in architecture.blocks):
+        layers = [layer for parts in block.layers.values() for layer in parts]
         assert len(layers) == len(set(layers))
 
 
@@ -265,12 +265,12 @@ def test_the_users_lora_stays_active_and_frozen(pipeline, run_pipeline, randomiz
     assert (generator.sample([0], [3]) - base).abs().max() > 1e-3
     assert torch.equal(generator.sample([0], [3], lora_scale=0), base)
     with generator.training():
-        trainable = {id(p) for p in generator.transformer.parameters() if p.requires_grad}
+        trainable = {id(p) for p in generator.network.parameters() if p.requires_grad}
         assert trainable == {id(p) for p in generator.lora_parameters().values()}
     generator.remove_lora()
     assert torch.equal(generator.sample([0], [3]), base)
-    assert list(generator.transformer.peft_config) == ["users"]
-    assert not any("dual_process" in name for name in generator.transformer.state_dict())
+    assert list(generator.network.peft_config) == ["users"]
+    assert not any("dual_process" in name for name in generator.network.state_dict())
 
 
 def test_a_disabled_lora_of_the_user_stays_disabled(pipeline, run_pipeline, randomize_lora):

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from dual_process.core.errors import GeneratorError
 from dual_process.core.protocols import Draw, Sampling
 from dual_process.generators import load_generator
-from dual_process.generators.architectures.packing import flow_sigmas, pack, token_positions, unpack
+from dual_process.generators.architectures.packing import pack, token_positions, unpack
+from dual_process.generators.architectures.paths import flow_sigmas
 
 
 def test_sample_equals_the_pipeline(generator, pipeline, run_pipeline):
@@ -47,10 +48,15 @@ def test_a_full_vae_serves_as_well(pipeline, run_pipeline):
     assert generator.lora_parameters()["transformer_blocks.0.attn.to_q.lora_B"].grad.abs().max() > 0
 
 
-def test_guidance_is_heard_by_dev_and_ignored_by_schnell(generator, pipeline, run_pipeline, flavour):
-    usual, strong = generator.sample([0], [4]), generator.sample([0], [4], sampling=Sampling(guidance=9.0))
-    torch.testing.assert_close(strong, run_pipeline(pipeline, [4], guidance_scale=9.0), atol=1e-5, rtol=0)
-    assert torch.equal(usual, strong) == (flavour == "schnell")
+def test_guidance_is_heard_by_dev_and_refused_by_schnell(generator, pipeline, run_pipeline, flavour):
+    strong = Sampling(guidance=9.0)
+    if flavour == "schnell":
+        with pytest.raises(GeneratorError, match=r"flux-1-schnell is distilled .* guidance of 9"):
+            generator.sample([0], [4], sampling=strong)
+        return
+    usual, pictures = generator.sample([0], [4]), generator.sample([0], [4], sampling=strong)
+    torch.testing.assert_close(pictures, run_pipeline(pipeline, [4], guidance_scale=9.0), atol=1e-5, rtol=0)
+    assert not torch.equal(usual, pictures)
 
 
 def test_pictures_come_in_order_whatever_the_batch(generator):
@@ -72,8 +78,9 @@ def test_packing_equals_fluxs_and_is_undone():
     assert torch.equal(token_positions(8, 12), FluxPipeline._prepare_latent_image_ids(1, 4, 6, "cpu", torch.float32))
 
 
-def test_sigmas_of_schnell_fall_evenly(schnell):
-    torch.testing.assert_close(flow_sigmas(schnell.scheduler, 4, 24), torch.tensor([1, 0.75, 0.5, 0.25, 0]))
+def test_sigmas_of_schnell_fall_evenly():
+    sigmas = flow_sigmas(FlowMatchEulerDiscreteScheduler(), 4, mu=0.5)
+    torch.testing.assert_close(sigmas, torch.tensor([1, 0.75, 0.5, 0.25, 0]))
 
 
 def test_defaults_follow_the_model(folder, flavour):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from dual_process.cli import app
 from dual_process.core.tensor_file import read_tensors
+from dual_process.generators.architectures.flux import FLUX
 from dual_process.generators.diffusers.loading import encode_prompts
 
 pytestmark = pytest.mark.comfyui
@@ -66,7 +67,8 @@ def by_node(run, comfy, critic_folder):
     with torch.inference_mode():
         (model,) = core.UNETLoader().load_unet(unet.name, "default")
         (vae,) = core.VAELoader().load_vae(vae.name)
-    encoded = encode_prompts(build_pipeline("schnell"), PROMPTS, False, torch.device("cpu"))
+    pipeline = build_pipeline("schnell")
+    encoded = encode_prompts(FLUX, pipeline, PROMPTS, pipeline.transformer.config, torch.device("cpu"))
     critic = run("LoadVLMCritic", model=critic_folder.name, dtype="float32", device="cpu")[0]
     control = run("VLMQuestion", question=CONTROL, answer="Yes", weight=1.0)[0]
     keep = run("KeepQuestion", question=KEEP, answer="as before", weight=0.3)[0]

@@ -1,0 +1,140 @@
+"""A trainable LoRA inside a diffusers model, by PEFT, beside whatever adapters the user has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ...core.errors import GeneratorError
+from ..lora import LoraWeights
+
+ADAPTER = "dual_process"
+
+
+class AttachedLora:
+    """Our LoRA as it sits in a model; the user's own adapters keep their state and are put back on removal.
+
+    Raises:
+        GeneratorError: another adapter is fused into a layer, where PEFT would silently skip ours.
+    """
+
+    def __init__(self, model: Any, weights: LoraWeights) -> None:
+        self.model = model
+        self.rank, self.alpha = weights.rank, weights.alpha
+        self._before = _adapter_states(model)
+        _inject(model, weights)
+        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
+        for name, layer in _tuner_layers(model):
+            active, disabled = self._before.get(name, ((), False))
+            if name in self._layers:
+                _activate(layer, (*(() if disabled else active), ADAPTER))
+            else:
+                _activate(layer, active, disabled)
+        with torch.no_grad():
+            self.load(weights)
+
+    def load(self, weights: LoraWeights) -> None:
+        """Overwrites A and B in place; same layers and rank as attached."""
+        for name, (down, up) in weights.matrices.items():
+            self._matrix(name, "lora_A").copy_(down)
+            self._matrix(name, "lora_B").copy_(up)
+
+    def _matrix(self, name: str, part: str) -> nn.Parameter:
+        return getattr(self._layers[name], part)[ADAPTER].weight
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Trainable float32 tensors, "<module>.lora_A" [rank, in] and "<module>.lora_B" [out, rank]."""
+        return {f"{name}.{part}": self._matrix(name, part) for name in self._layers for part in ("lora_A", "lora_B")}
+
+    def weights(self) -> LoraWeights:
+        """The present weights, not copied."""
+        matrices = {name: (self._matrix(name, "lora_A"), self._matrix(name, "lora_B")) for name in self._layers}
+        return LoraWeights(matrices, self.rank, self.alpha)
+
+    @contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """While entered, the LoRA counts `scale` times; at 0 it is skipped, which leaves the exact base model."""
+        try:
+            for layer in self._layers.values():
+                _set_strength(layer, scale)
+            yield
+        finally:
+            for layer in self._layers.values():
+                _set_strength(layer, 1.0)
+
+    def remove(self) -> None:
+        """Takes the LoRA out of the model; layers that PEFT wrapped for us become plain layers again."""
+        for name, layer in self._layers.items():
+            if name not in self._before:
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, layer.get_base_layer())
+                continue
+            _activate(layer, [a for a in layer.active_adapters if a != ADAPTER])
+            _keep_flags(layer, lambda layer=layer: layer.delete_adapter(ADAPTER))
+        self.model.delete_adapters(ADAPTER)
+        if not self._before:
+            self.model._hf_peft_config_loaded = False
+        for name, layer in _tuner_layers(self.model):
+            _activate(layer, *self._before[name])
+
+
+def _inject(model: Any, weights: LoraWeights) -> None:
+    """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were."""
+    config = LoraConfig(
+        r=weights.rank,
+        lora_alpha=weights.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
+        init_lora_weights="gaussian",
+        target_modules=list(weights.matrices),
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        _keep_flags(model, lambda: model.add_adapter(config, adapter_name=ADAPTER))
+    for name in weights.matrices:
+        layer = model.get_submodule(name)
+        for part in (layer.lora_A, layer.lora_B):
+            part[ADAPTER].to(torch.float32).requires_grad_(True)
+
+
+def _tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _adapter_states(model: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Per layer that PEFT has wrapped: which adapters are active, and whether all are disabled."""
+    states = {}
+    for name, layer in _tuner_layers(model):
+        if layer.merged:
+            raise GeneratorError(
+                f"Expected no fused LoRA, but {layer.merged_adapters} is fused into {name}. Call the pipeline's "
+                "unfuse_lora() first; the LoRA stays loaded and active."
+            )
+        states[name] = (tuple(layer.active_adapters), layer.disable_adapters)
+    return states
+
+
+def _keep_flags(module: Any, action: Any) -> None:
+    """Runs `action` and undoes what PEFT does to the requires_grad flags of the parameters that were there before."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    action()
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def _activate(layer: Any, adapters: Sequence[str], disabled: bool = False) -> None:
+    def action() -> None:
+        layer.set_adapter(list(adapters))
+        layer.enable_adapters(not disabled)
+
+    _keep_flags(layer, action)
+
+
+def _set_strength(layer: Any, scale: float) -> None:
+    others = [adapter for adapter in layer.active_adapters if adapter != ADAPTER]
+    _activate(layer, others if scale == 0 else [*others, ADAPTER])
+    layer.set_scale(ADAPTER, scale)
