@@ -16,7 +16,7 @@ from .architectures.layers import Host, Split
 from .noise import seeded
 
 FORMATS: tuple[Host, ...] = ("diffusers", "comfyui")
-COMFYUI_PREFIX = "diffusion_model."
+COMFYUI_PREFIX, KOHYA_PREFIX = "diffusion_model.", "lora_unet_"
 
 
 class Shapes(NamedTuple):
@@ -146,19 +146,26 @@ def _nothing_left(found: dict[str, LoraLayer], left: Mapping[str, LoraLayer], ho
 
 def write(layers: Mapping[str, LoraLayer], format: Host, architecture: Architecture | None) -> dict[str, Tensor]:
     """Tensors of a file, float32 copies on the CPU; the layers have the names of that host."""
-    prefix, down, up = _keys(format, architecture)
     state: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        state[f"{prefix}{name}.{down}.weight"] = _plain(layer.down)
-        state[f"{prefix}{name}.{up}.weight"] = _plain(layer.up)
-        state[f"{prefix}{name}.alpha"] = torch.tensor(float(layer.alpha))
+        down, up, alpha = _keys(name, format, architecture)
+        state[down], state[up] = _plain(layer.down), _plain(layer.up)
+        state[alpha] = torch.tensor(float(layer.alpha))
     return state
 
 
-def _keys(format: Host, architecture: Architecture | None) -> tuple[str, str, str]:
+def _keys(name: str, format: Host, architecture: Architecture | None) -> tuple[str, str, str]:
+    """Of the two matrices of a layer and its alpha.
+
+    diffusers reads an alpha in PEFT's names only for transformers; for a UNet it does in kohya's.
+    """
     if format == "comfyui" or architecture is None:
-        return COMFYUI_PREFIX, "lora_down", "lora_up"
-    return f"{architecture.network}.", "lora_A", "lora_B"
+        start, down, up = f"{COMFYUI_PREFIX}{name}", "lora_down", "lora_up"
+    elif architecture.network == "unet":
+        start, down, up = f"{KOHYA_PREFIX}{name.replace('.', '_')}", "lora_down", "lora_up"
+    else:
+        start, down, up = f"{architecture.network}.{name}", "lora_A", "lora_B"
+    return f"{start}.{down}.weight", f"{start}.{up}.weight", f"{start}.alpha"
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -180,24 +187,18 @@ def read(
     Raises:
         LoraFileError: keys are missing or unexpected, shapes differ, or the ranks or alphas are not all the same.
     """
-    prefix, down, up = _keys(format, architecture)
-    suffixes = (f".{down}.weight", f".{up}.weight", ".alpha")
-    _check_keys(state, {f"{prefix}{module}{suffix}" for module in shapes for suffix in suffixes})
-    name = next(iter(shapes))
-    rank = len(state[f"{prefix}{name}{suffixes[0]}"])
-    alphas = {float(state[f"{prefix}{module}.alpha"]) for module in shapes}
+    keys = {module: _keys(module, format, architecture) for module in shapes}
+    _check_keys(state, {key for row in keys.values() for key in row})
+    rank = len(state[next(iter(keys.values()))[0]])
+    alphas = {float(state[alpha]) for _, _, alpha in keys.values()}
     if len(alphas) > 1:
         raise LoraFileError(f"Expected one alpha for all layers of the LoRA, got {sorted(alphas)[:4]}.")
-    wanted = {
-        f"{prefix}{module}{suffix}": shape
-        for module, (width_in, width_out) in shapes.items()
-        for suffix, shape in zip(suffixes, ((rank, *width_in), (width_out[0], rank, *width_out[1:])), strict=False)
-    }
+    wanted: dict[str, tuple[int, ...]] = {}
+    for module, shape in shapes.items():
+        down, up, _ = keys[module]
+        wanted[down], wanted[up] = (rank, *shape.down), (shape.up[0], rank, *shape.up[1:])
     _check_shapes(state, wanted)
-    matrices = {
-        module: (state[f"{prefix}{module}{suffixes[0]}"], state[f"{prefix}{module}{suffixes[1]}"]) for module in shapes
-    }
-    return LoraWeights(matrices, rank, alphas.pop())
+    return LoraWeights({m: (state[down], state[up]) for m, (down, up, _) in keys.items()}, rank, alphas.pop())
 
 
 def _check_keys(state: Mapping[str, Tensor], expected: set[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .flux import FLUX
+from .stable_diffusion import STABLE_DIFFUSION
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX,)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION)
 
 __all__ = ["ARCHITECTURES", "Architecture"]

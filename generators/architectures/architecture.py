@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .layers import Block
+from .layers import Block, Host
 from .paths import FLOW, Path
 
 Config = Mapping[str, Any]  # of the network in diffusers, and what the pipeline's own configuration adds
@@ -102,7 +102,7 @@ class Architecture:
         pack, unpack: latents [B, C, h, w] into the network's layout, and back.
         decode: VAE, latents [B, C, h, w] -> pictures in [-1, 1].
         combine: classifier-free guidance.
-        kohya: whether kohya's key names are those of this family, too.
+        kohya: the host whose layer names kohya's trainers write, with underscores.
     """
 
     label: str
@@ -125,4 +125,4 @@ class Architecture:
     unpack: Callable[[Tensor, int, int], Tensor] = same_layout
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
     combine: Callable[[Tensor, Tensor, float], Tensor] = plain_cfg
-    kohya: bool = False
+    kohya: Host = "comfyui"

@@ -108,7 +108,7 @@ def timestep_of(scheduler: Any, sigma: Tensor) -> Tensor:
     return low + (value - table[low]) / (table[high] - table[low])
 
 
-def diffusion_sigmas(scheduler: Any, steps: int, tokens: int) -> Tensor:
+def diffusion_sigmas(scheduler: Any, steps: int) -> Tensor:
     """Noise levels [steps + 1] of DDIM or Euler as the scheduler's own configuration spaces them."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps, device="cpu")
