@@ -18,35 +18,36 @@ import comfy.model_management
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ..comfy_borrowing import overridden_forward
 from ..core.errors import CriticError, StopRequested
 from ..core.fingerprint import weights_sha256
 from ..core.protocols import AskedQuestion, ModelInfo
 from .comfy_differentiable import differentiable
-from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL
+from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL, Qwen35
 from .comfy_managed import TOKENS
 from .preprocessing import check_images
 from .prompting import Encoded, check_question, check_reply_length, check_text
 from .shared_prefix import SharedPrompts, share
 
 MAX_PIXELS = 1024 * 1024
-COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen3-VL's larger pictures by itself
+COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen's larger pictures by itself
 CACHED_PROMPTS = 64
 
 log = logging.getLogger(__name__)
 
-FAMILIES: dict[str, Family] = {"Qwen3VL": Qwen3VL(), "Gemma4Base": Gemma4()}  # by the names of ComfyUI's classes
+# By the names of ComfyUI's classes.
+FAMILIES: dict[str, Family] = {"Qwen3VL": Qwen3VL(), "Qwen35": Qwen35(), "Gemma4Base": Gemma4()}
 GEMMA3 = "a Gemma 3, of whose pictures ComfyUI shows it the middle only, and masks them unlike the original"
 REFUSED = {
     "Qwen25_7BVLI": "a Qwen2.5-VL, which ComfyUI loads without its language head",
     "Gemma3_4B_Vision": GEMMA3,
     "Gemma3_12B": GEMMA3,
-    "Qwen35": "a Qwen3.5, which has not been tried",
 }
 INSTEAD = (
-    "Load a Qwen3-VL or Gemma 4 with CLIPLoader, of any type but flux and flux2, which leave its vision out; or use "
-    "Load VLM Critic."
+    "Load a Qwen3-VL, Qwen3.5 or Gemma 4 with CLIPLoader, of any type but flux and flux2, which leave its vision out; "
+    "or use Load VLM Critic."
 )
 
 
@@ -72,7 +73,7 @@ class ClipCritic:
 
     Args:
         clip: ComfyUI's CLIP. ComfyUI's model management loads it when the critic is asked.
-        max_pixels: a Qwen3-VL sees larger pictures shrunk to this area; Gemma 4 has a size of its own.
+        max_pixels: a Qwen sees larger pictures shrunk to this area; Gemma 4 has a size of its own.
 
     Attributes:
         clip: the CLIP that was given.
@@ -201,17 +202,18 @@ class ClipCritic:
         picture = image[None].to(device, torch.float32)
         if (height, width) != size:
             picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
-        image_side = {"type": "image", "data": picture.movedim(1, -1), "max_soft_tokens": Gemma4.soft_tokens}
-        embeds, extra = self._model.preprocess_embed(image_side, device=device)
+        embeds, extra = self._family.look(self._model, picture.movedim(1, -1), device)
         return _Seen(embeds.reshape(1, -1, embeds.shape[-1]).float(), extra)
 
     def _ask(self, prompts: Sequence[_Prompt], seen: _Seen) -> SharedPrompts:
-        """The prompts in one sequence around the place of such an image."""
+        """The prompts around the place of such an image: in one sequence, or in rows where the family needs them."""
         image = [self._family.image_token] * seen.embeds.shape[1]
         rows = []
         for prompt in prompts:
             ids = prompt.before + image + prompt.after + prompt.answer[:-1]
             rows.append(Encoded({"input_ids": torch.tensor([ids])}, torch.tensor(prompt.answer, dtype=torch.long), {}))
+        if self._family.in_rows:
+            return _in_rows(rows, self.patcher.load_device)
         asked = share(rows, self._family.image_token, self.patcher.load_device)
         assert asked is not None  # no template has anything of the question before the image
         return asked
@@ -220,7 +222,7 @@ class ClipCritic:
         model = self._model
         embeds, ids, context = self._embed(seen, asked)
         hidden = model.model(None, embeds=embeds, input_ids=ids, **context)[0]
-        logits = model.logits(hidden[0, asked.predicting, None])[:, 0]  # [T, 1, D] -> [T, vocabulary]
+        logits = model.logits(hidden.flatten(0, 1)[asked.predicting, None])[:, 0]  # [T, 1, D] -> [T, vocabulary]
         scores = -F.cross_entropy(logits.float(), asked.targets, reduction="none")
         return scores.new_zeros(questions).index_add(0, asked.question, scores)
 
@@ -232,24 +234,45 @@ class ClipCritic:
         return self._decode(reply).strip()
 
     def _embed(self, seen: _Seen, asked: SharedPrompts) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Embeddings [1, L, D], ids [1, L] with 0 for the image, and the context."""
+        """Embeddings [R, L, D] of R rows, ids [R, L] with 0 for the image, and the context."""
         model, device = self._model, self.patcher.load_device
         ids = asked.inputs["input_ids"]
         is_image = ids == self._family.image_token
-        start, length = int(is_image.int().argmax()), seen.embeds.shape[1]
+        start, length = int(is_image[0].int().argmax()), seen.embeds.shape[1]
         ids = ids.masked_fill(is_image, 0)
         text = model.get_input_embeddings()(ids, out_dtype=torch.float32)
         # As when ComfyUI lets such models write; float32 would make a copy of every half-precision weight.
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-        embeds = torch.cat([text[:, :start], seen.embeds, text[:, start + length :]], dim=1).to(dtype)
+        image = seen.embeds.expand(len(ids), -1, -1)
+        embeds = torch.cat([text[:, :start], image, text[:, start + length :]], dim=1).to(dtype)
         info = [{"type": "image", "index": start, "size": length, "extra": seen.extra}]
         return embeds, ids, self._family.context(model, embeds, info, asked.place)
+
+
+def _in_rows(rows: Sequence[Encoded], device: torch.device) -> SharedPrompts:
+    """A row for each prompt, and `predicting` counted through all rows. What fills a row up follows what is rated."""
+    ids = [row.text_side["input_ids"][0] for row in rows]
+    filled = pad_sequence(ids, batch_first=True)  # [Q, L]
+    length = filled.shape[1]
+    ends = [index * length + len(tokens) for index, tokens in enumerate(ids)]
+    return SharedPrompts(
+        {"input_ids": filled.to(device)},
+        torch.arange(length, device=device),
+        torch.zeros(length, dtype=torch.long, device=device),
+        torch.cat([torch.arange(end - len(row.answer), end) for row, end in zip(rows, ends, strict=True)]).to(device),
+        torch.cat([row.answer for row in rows]).to(device),
+        torch.cat([torch.full_like(row.answer, index) for index, row in enumerate(rows)]).to(device),
+        rows[0].image_shapes,
+    )
 
 
 @contextmanager
 def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
     """While entered, every prompt's rest is hidden from the others', and sees what it would see if it were alone."""
     place, part = asked.place, asked.part
+    if not part.any():  # each is alone
+        yield
+        return
     unrelated = (part != 0) & (part != part[:, None])  # [L, L], keys last
 
     def mask(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
