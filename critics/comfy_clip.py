@@ -18,12 +18,12 @@ import comfy.model_management
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ..comfy_borrowing import overridden_forward
 from ..core.errors import CriticError, StopRequested
 from ..core.fingerprint import weights_sha256
 from ..core.protocols import AskedQuestion, ModelInfo
+from .comfy_delta_net import branched
 from .comfy_differentiable import differentiable
 from .comfy_families import MIN_PIXELS, Family, Gemma4, Qwen3VL, Qwen35
 from .comfy_managed import TOKENS
@@ -155,7 +155,7 @@ class ClipCritic:
         asked = self._ask(prompts, seen[0])
         with (
             self._family.corrected(model),
-            _masked_as_alone(model.model.layers, asked),
+            _each_as_alone(model.model.layers, asked),
             differentiable(model, blocks),
         ):
             rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
@@ -189,7 +189,9 @@ class ClipCritic:
     def _working_memory(self) -> int:
         """Bytes that a gradient takes: the input of every layer, and all of the one that is computed again."""
         config = self._model.model.config
-        return 4 * TOKENS * config.hidden_size * (config.num_hidden_layers + 17)  # float32; see ManagedCritic
+        # In hidden sizes a token. A gated delta net, which inverts a matrix for each chunk and head, was measured.
+        widest = 112 if any(hasattr(layer, "linear_attn") for layer in self._model.model.layers) else 17
+        return 4 * TOKENS * config.hidden_size * (config.num_hidden_layers + widest)  # float32; see ManagedCritic
 
     def _is_on(self, device: torch.device) -> bool:
         return all(parameter.device.type == device.type for parameter in self._model.parameters())
@@ -206,14 +208,12 @@ class ClipCritic:
         return _Seen(embeds.reshape(1, -1, embeds.shape[-1]).float(), extra)
 
     def _ask(self, prompts: Sequence[_Prompt], seen: _Seen) -> SharedPrompts:
-        """The prompts around the place of such an image: in one sequence, or in rows where the family needs them."""
+        """The prompts in one sequence around the place of such an image."""
         image = [self._family.image_token] * seen.embeds.shape[1]
         rows = []
         for prompt in prompts:
             ids = prompt.before + image + prompt.after + prompt.answer[:-1]
             rows.append(Encoded({"input_ids": torch.tensor([ids])}, torch.tensor(prompt.answer, dtype=torch.long), {}))
-        if self._family.in_rows:
-            return _in_rows(rows, self.patcher.load_device)
         asked = share(rows, self._family.image_token, self.patcher.load_device)
         assert asked is not None  # no template has anything of the question before the image
         return asked
@@ -222,7 +222,7 @@ class ClipCritic:
         model = self._model
         embeds, ids, context = self._embed(seen, asked)
         hidden = model.model(None, embeds=embeds, input_ids=ids, **context)[0]
-        logits = model.logits(hidden.flatten(0, 1)[asked.predicting, None])[:, 0]  # [T, 1, D] -> [T, vocabulary]
+        logits = model.logits(hidden[0, asked.predicting, None])[:, 0]  # [T, 1, D] -> [T, vocabulary]
         scores = -F.cross_entropy(logits.float(), asked.targets, reduction="none")
         return scores.new_zeros(questions).index_add(0, asked.question, scores)
 
@@ -234,46 +234,26 @@ class ClipCritic:
         return self._decode(reply).strip()
 
     def _embed(self, seen: _Seen, asked: SharedPrompts) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Embeddings [R, L, D] of R rows, ids [R, L] with 0 for the image, and the context."""
+        """Embeddings [1, L, D], ids [1, L] with 0 for the image, and the context."""
         model, device = self._model, self.patcher.load_device
         ids = asked.inputs["input_ids"]
         is_image = ids == self._family.image_token
-        start, length = int(is_image[0].int().argmax()), seen.embeds.shape[1]
+        start, length = int(is_image.int().argmax()), seen.embeds.shape[1]
         ids = ids.masked_fill(is_image, 0)
         text = model.get_input_embeddings()(ids, out_dtype=torch.float32)
         # As when ComfyUI lets such models write; float32 would make a copy of every half-precision weight.
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-        image = seen.embeds.expand(len(ids), -1, -1)
-        embeds = torch.cat([text[:, :start], image, text[:, start + length :]], dim=1).to(dtype)
+        embeds = torch.cat([text[:, :start], seen.embeds, text[:, start + length :]], dim=1).to(dtype)
         info = [{"type": "image", "index": start, "size": length, "extra": seen.extra}]
         return embeds, ids, self._family.context(model, embeds, info, asked.place)
 
 
-def _in_rows(rows: Sequence[Encoded], device: torch.device) -> SharedPrompts:
-    """A row for each prompt, and `predicting` counted through all rows. What fills a row up follows what is rated."""
-    ids = [row.text_side["input_ids"][0] for row in rows]
-    filled = pad_sequence(ids, batch_first=True)  # [Q, L]
-    length = filled.shape[1]
-    ends = [index * length + len(tokens) for index, tokens in enumerate(ids)]
-    return SharedPrompts(
-        {"input_ids": filled.to(device)},
-        torch.arange(length, device=device),
-        torch.zeros(length, dtype=torch.long, device=device),
-        torch.cat([torch.arange(end - len(row.answer), end) for row, end in zip(rows, ends, strict=True)]).to(device),
-        torch.cat([row.answer for row in rows]).to(device),
-        torch.cat([torch.full_like(row.answer, index) for index, row in enumerate(rows)]).to(device),
-        rows[0].image_shapes,
-    )
-
-
 @contextmanager
-def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
+def _each_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
     """While entered, every prompt's rest is hidden from the others', and sees what it would see if it were alone."""
     place, part = asked.place, asked.part
-    if not part.any():  # each is alone
-        yield
-        return
     unrelated = (part != 0) & (part != part[:, None])  # [L, L], keys last
+    lengths = [length for length in part.bincount().tolist() if length]  # of the beginning and the rests
 
     def mask(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         given = kwargs["attention_mask"]  # [L, L], added to the scores; what it hides depends on places alone
@@ -281,8 +261,12 @@ def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[No
         return args, {**kwargs, "attention_mask": alone}
 
     with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(overridden_forward(layer, partial(_hooked, layer.self_attn, mask, layer.forward)))
+        for layer in layers if len(lengths) > 1 else ():
+            if hasattr(layer, "linear_attn"):
+                forward = partial(_branching, layer.linear_attn, lengths, layer.forward)
+            else:
+                forward = partial(_hooked, layer.self_attn, mask, layer.forward)
+            stack.enter_context(overridden_forward(layer, forward))
         yield
 
 
@@ -292,6 +276,12 @@ def _hooked(attention: Any, hook: Callable[..., Any], forward: Callable[..., Any
     The hook goes with the forward so as to be there when the layer is computed again in the backward pass.
     """
     with attention.register_forward_pre_hook(hook, with_kwargs=True):
+        return forward(*args, **kwargs)
+
+
+def _branching(net: Any, lengths: Sequence[int], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward in which its gated delta net goes on from the beginning with each rest."""
+    with overridden_forward(net, partial(branched, net, lengths)):
         return forward(*args, **kwargs)
 
 

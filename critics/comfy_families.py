@@ -24,7 +24,6 @@ class Family(Protocol):
 
     name: str
     image_token: int
-    in_rows: bool  # whether its layers hand a state on from token to token, so that each question needs its own row
 
     def prompt(self, tokenizer: Any, text: str) -> str:
         """The model's chat template around one image and a question, up to where the model's turn begins."""
@@ -58,7 +57,6 @@ class Family(Protocol):
 class Qwen3VL:
     name = "Qwen3-VL"
     image_token = 151655
-    in_rows = False
 
     def prompt(self, tokenizer: Any, text: str) -> str:
         return f"<|im_start|>user\n{QWEN_IMAGE}{text}<|im_end|>\n<|im_start|>assistant\n"
@@ -88,7 +86,6 @@ class Qwen3VL:
 class Qwen35:
     name = "Qwen3.5"
     image_token = 248056
-    in_rows = True
 
     def prompt(self, tokenizer: Any, text: str) -> str:
         # With a closed thought, as the template has it where thinking is off.
@@ -151,7 +148,6 @@ def _qwen_size(model: Any, height: int, width: int, max_pixels: int) -> tuple[in
 class Gemma4:
     name = "Gemma 4"
     image_token = 258880
-    in_rows = False
     soft_tokens = 280  # the budget of one picture, whatever its size
 
     def prompt(self, tokenizer: Any, text: str) -> str:

@@ -132,6 +132,14 @@ def test_questions_at_once_are_as_one_by_one(make_critic, each_clip, images, man
     assert max(max(pair) for pair in errors) < 1e-4
 
 
+def test_nothing_left_of_a_question_behind_what_is_shared(make_critic, qwen35, images, questions):
+    """All of the first prompt is the beginning of the second."""
+    asked = [questions[0], type(questions[0])(questions[0].text, "No, it does not")]
+    critic = make_critic(qwen35)
+    alone = [critic.log_likelihood(images[:1], [question])[0, 0] for question in asked]
+    assert torch.allclose(critic.log_likelihood(images[:1], asked)[0], torch.stack(alone), rtol=1e-5)
+
+
 def test_an_image_is_looked_at_and_thought_about_once(make_critic, each_clip, images, many_questions):
     critic = make_critic(each_clip)
     model, runs = critic._model, Counter()
