@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -57,14 +57,19 @@ def placed(weights: Weights) -> Iterator[None]:
 
 
 @contextmanager
-def overridden_forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Another forward for one module; its own attributes are exactly as before afterwards."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
+def overridden(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Another method for one module; its own attributes are exactly as before afterwards."""
+    before = module.__dict__.get(name)
+    setattr(module, name, value)
     try:
         yield
     finally:
         if before is None:
-            module.__dict__.pop("forward", None)
+            module.__dict__.pop(name, None)
         else:
-            module.forward = before
+            setattr(module, name, before)
+
+
+def overridden_forward(module: nn.Module, forward: Any) -> AbstractContextManager[None]:
+    """Another forward for one module, as `overridden` does."""
+    return overridden(module, "forward", forward)

@@ -106,7 +106,7 @@ def render_prompt(processor: Any, text: str) -> str:
     if takes_suffix(processor):
         return f"{processor.image_token}answer en {text}"  # the task that PaliGemma's "mix" models know
     try:
-        return processor.apply_chat_template([_user(text)], add_generation_prompt=True)
+        return processor.apply_chat_template([_user(text)], add_generation_prompt=True, **_thoughtless(processor))
     except (ValueError, TypeError, TemplateError) as error:
         raise CriticError(f"The critic's chat template refused the question {text!r}: {error}.") from error
 
@@ -121,6 +121,11 @@ def render_answered(processor: Any, prompt: str, text: str, answer: str) -> str:
     # Templates that put more than the answer behind the prompt (thinking blocks) would be rated on that too.
     follows = answered.startswith(prompt) and answered[len(prompt) :].strip() == answer.strip()
     return answered if follows else prompt + answer
+
+
+def _thoughtless(processor: Any) -> dict[str, bool]:
+    """The option by which a template (Qwen3.5's) leaves no thought open, in which "Yes" would be no answer yet."""
+    return {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
 
 
 def _user(text: str) -> dict[str, Any]:

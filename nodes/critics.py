@@ -139,14 +139,14 @@ class CriticFromCLIP(io.ComfyNode):
             node_id="DualProcessCriticFromCLIP",
             display_name="Critic from CLIP",
             category=CATEGORY,
-            description="Makes a critic of a text encoder that is a whole vision-language model (Qwen3-VL, Gemma 4), "
-            "so that no second copy is loaded. The CLIP goes on encoding prompts and is not changed.",
-            search_aliases=["vision language model", "qwen3-vl", "gemma 4", "text encoder", "vqa"],
+            description="Makes a critic of a text encoder that is a whole vision-language model (Qwen3-VL, Qwen3.5, "
+            "Gemma 4), so that no second copy is loaded. The CLIP goes on encoding prompts and is not changed.",
+            search_aliases=["vision language model", "qwen3-vl", "qwen3.5", "gemma 4", "text encoder", "vqa"],
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="A Qwen3-VL or Gemma 4 from Load CLIP, of any type but flux and flux2, which leave its "
-                    "vision out.",
+                    tooltip="A Qwen3-VL, Qwen3.5 or Gemma 4 from Load CLIP, of any type but flux and flux2, which "
+                    "leave its vision out.",
                 ),
                 io.Int.Input(
                     "max_size",
@@ -155,7 +155,7 @@ class CriticFromCLIP(io.ComfyNode):
                     max=2048,
                     step=32,
                     advanced=True,
-                    tooltip="A Qwen3-VL sees larger pictures shrunk to this many pixels squared: less memory and time. "
+                    tooltip="A Qwen sees larger pictures shrunk to this many pixels squared: less memory and time. "
                     "Gemma 4 has a size of its own.",
                 ),
             ],

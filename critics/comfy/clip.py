@@ -26,27 +26,28 @@ from ...core.protocols import AskedQuestion, ModelInfo
 from ..preprocessing import check_images
 from ..prompting import Encoded, check_question, check_reply_length, check_text
 from ..shared_prefix import SharedPrompts, share
+from .delta_net import branched
 from .differentiable import differentiable
-from .families import MIN_PIXELS, Family, Gemma4, Qwen3VL
+from .families import MIN_PIXELS, Family, Gemma4, Qwen3VL, Qwen35
 from .managed import TOKENS
 
 MAX_PIXELS = 1024 * 1024
-COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen3-VL's larger pictures by itself
+COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen's larger pictures by itself
 CACHED_PROMPTS = 64
 
 log = logging.getLogger(__name__)
 
-FAMILIES: dict[str, Family] = {"Qwen3VL": Qwen3VL(), "Gemma4Base": Gemma4()}  # by the names of ComfyUI's classes
+# By the names of ComfyUI's classes.
+FAMILIES: dict[str, Family] = {"Qwen3VL": Qwen3VL(), "Qwen35": Qwen35(), "Gemma4Base": Gemma4()}
 GEMMA3 = "a Gemma 3, of whose pictures ComfyUI shows it the middle only, and masks them unlike the original"
 REFUSED = {
     "Qwen25_7BVLI": "a Qwen2.5-VL, which ComfyUI loads without its language head",
     "Gemma3_4B_Vision": GEMMA3,
     "Gemma3_12B": GEMMA3,
-    "Qwen35": "a Qwen3.5, which has not been tried",
 }
 INSTEAD = (
-    "Load a Qwen3-VL or Gemma 4 with CLIPLoader, of any type but flux and flux2, which leave its vision out; or use "
-    "Load VLM Critic."
+    "Load a Qwen3-VL, Qwen3.5 or Gemma 4 with CLIPLoader, of any type but flux and flux2, which leave its vision out; "
+    "or use Load VLM Critic."
 )
 
 
@@ -72,7 +73,7 @@ class ClipCritic:
 
     Args:
         clip: ComfyUI's CLIP. ComfyUI's model management loads it when the critic is asked.
-        max_pixels: a Qwen3-VL sees larger pictures shrunk to this area; Gemma 4 has a size of its own.
+        max_pixels: a Qwen sees larger pictures shrunk to this area; Gemma 4 has a size of its own.
 
     Attributes:
         clip: the CLIP that was given.
@@ -154,7 +155,7 @@ class ClipCritic:
         asked = self._ask(prompts, seen[0])
         with (
             self._family.corrected(model),
-            _masked_as_alone(model.model.layers, asked),
+            _each_as_alone(model.model.layers, asked),
             differentiable(model, blocks),
         ):
             rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
@@ -188,7 +189,9 @@ class ClipCritic:
     def _working_memory(self) -> int:
         """Bytes that a gradient takes: the input of every layer, and all of the one that is computed again."""
         config = self._model.model.config
-        return 4 * TOKENS * config.hidden_size * (config.num_hidden_layers + 17)  # float32; see ManagedCritic
+        # In hidden sizes a token. A gated delta net, which inverts a matrix for each chunk and head, was measured.
+        widest = 112 if any(hasattr(layer, "linear_attn") for layer in self._model.model.layers) else 17
+        return 4 * TOKENS * config.hidden_size * (config.num_hidden_layers + widest)  # float32; see ManagedCritic
 
     def _is_on(self, device: torch.device) -> bool:
         return all(parameter.device.type == device.type for parameter in self._model.parameters())
@@ -201,8 +204,7 @@ class ClipCritic:
         picture = image[None].to(device, torch.float32)
         if (height, width) != size:
             picture = F.interpolate(picture, size, mode="bicubic", antialias=True)
-        image_side = {"type": "image", "data": picture.movedim(1, -1), "max_soft_tokens": Gemma4.soft_tokens}
-        embeds, extra = self._model.preprocess_embed(image_side, device=device)
+        embeds, extra = self._family.look(self._model, picture.movedim(1, -1), device)
         return _Seen(embeds.reshape(1, -1, embeds.shape[-1]).float(), extra)
 
     def _ask(self, prompts: Sequence[_Prompt], seen: _Seen) -> SharedPrompts:
@@ -247,10 +249,11 @@ class ClipCritic:
 
 
 @contextmanager
-def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
+def _each_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[None]:
     """While entered, every prompt's rest is hidden from the others', and sees what it would see if it were alone."""
     place, part = asked.place, asked.part
     unrelated = (part != 0) & (part != part[:, None])  # [L, L], keys last
+    lengths = [length for length in part.bincount().tolist() if length]  # of the beginning and the rests
 
     def mask(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         given = kwargs["attention_mask"]  # [L, L], added to the scores; what it hides depends on places alone
@@ -258,8 +261,12 @@ def _masked_as_alone(layers: Iterable[Any], asked: SharedPrompts) -> Iterator[No
         return args, {**kwargs, "attention_mask": alone}
 
     with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(overridden_forward(layer, partial(_hooked, layer.self_attn, mask, layer.forward)))
+        for layer in layers if len(lengths) > 1 else ():
+            if hasattr(layer, "linear_attn"):
+                forward = partial(_branching, layer.linear_attn, lengths, layer.forward)
+            else:
+                forward = partial(_hooked, layer.self_attn, mask, layer.forward)
+            stack.enter_context(overridden_forward(layer, forward))
         yield
 
 
@@ -269,6 +276,12 @@ def _hooked(attention: Any, hook: Callable[..., Any], forward: Callable[..., Any
     The hook goes with the forward so as to be there when the layer is computed again in the backward pass.
     """
     with attention.register_forward_pre_hook(hook, with_kwargs=True):
+        return forward(*args, **kwargs)
+
+
+def _branching(net: Any, lengths: Sequence[int], forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward in which its gated delta net goes on from the beginning with each rest."""
+    with overridden_forward(net, partial(branched, net, lengths)):
         return forward(*args, **kwargs)
 
 

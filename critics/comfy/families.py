@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """The families of vision-language models in ComfyUI that can judge pictures, and what each has of its own."""
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from comfy.text_encoders.llama import precompute_freqs_cis
+from comfy.text_encoders.qwen_vl import process_qwen2vl_images, qwen2vl_mrope_position_ids
 from torch import Tensor, nn
 
-MIN_PIXELS = 256 * 256  # of Qwen3-VL, as its preprocessor_config.json says
+from ...comfy_host.weights import overridden
+
+MIN_PIXELS = 256 * 256  # of Qwen3-VL and Qwen3.5, as their preprocessor_config.json says
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class Family(Protocol):
@@ -25,6 +31,10 @@ class Family(Protocol):
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         """Height and width at which the model sees a picture; ComfyUI leaves a picture of this size as it is."""
+        ...
+
+    def look(self, model: Any, picture: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+        """Embeddings of a picture [1, H, W, 3] of such a size, and what `context` has to know of it as "extra"."""
         ...
 
     def blocks(self, model: Any) -> list[nn.Module]:
@@ -49,20 +59,13 @@ class Qwen3VL:
     image_token = 151655
 
     def prompt(self, tokenizer: Any, text: str) -> str:
-        image = "<|vision_start|><|image_pad|><|vision_end|>"
-        return f"<|im_start|>user\n{image}{text}<|im_end|>\n<|im_start|>assistant\n"
+        return f"<|im_start|>user\n{QWEN_IMAGE}{text}<|im_end|>\n<|im_start|>assistant\n"
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
-        side = model.visual.patch_size * model.visual.spatial_merge_size
-        rows, columns = max(1, round(height / side)), max(1, round(width / side))
-        pixels = rows * columns * side**2
-        if pixels > max_pixels:
-            scale = math.sqrt(max_pixels / (height * width)) / side
-            rows, columns = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
-        elif pixels < MIN_PIXELS:
-            scale = math.sqrt(MIN_PIXELS / (height * width)) / side
-            rows, columns = math.ceil(height * scale), math.ceil(width * scale)
-        return rows * side, columns * side
+        return _qwen_size(model, height, width, max_pixels)
+
+    def look(self, model: Any, picture: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+        return model.preprocess_embed({"type": "image", "data": picture}, device=device)
 
     def blocks(self, model: Any) -> list[nn.Module]:
         visual, language = model.visual, model.model
@@ -78,6 +81,68 @@ class Qwen3VL:
 
     def corrected(self, model: Any) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+class Qwen35:
+    name = "Qwen3.5"
+    image_token = 248056
+
+    def prompt(self, tokenizer: Any, text: str) -> str:
+        # With a closed thought, as the template has it where thinking is off.
+        turn = f"<|im_start|>user\n{QWEN_IMAGE}{text.strip()}<|im_end|>\n<|im_start|>assistant\n"
+        return f"{turn}<think>\n\n</think>\n\n"
+
+    def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+        return _qwen_size(model, height, width, max_pixels)
+
+    def look(self, model: Any, picture: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+        # Not by ComfyUI's `preprocess_embed`, which takes the mean and deviation of CLIP's pictures.
+        half = [0.5, 0.5, 0.5]
+        patches, grid = process_qwen2vl_images(
+            picture, patch_size=model.visual.patch_size, image_mean=half, image_std=half
+        )
+        return model.visual(patches.to(device), grid), grid
+
+    def blocks(self, model: Any) -> list[nn.Module]:
+        visual, language = model.visual, model.model
+        return [*visual.blocks, visual.merger, *language.layers]
+
+    def vision_output(self, model: Any) -> nn.Module:
+        return model.visual.merger.linear_fc2
+
+    def context(self, model: Any, embeds: Tensor, info: list[dict[str, Any]], place: Tensor) -> dict[str, Any]:
+        return {"position_ids": qwen2vl_mrope_position_ids(info, embeds.shape[1], embeds.device)[:, place]}
+
+    def corrected(self, model: Any) -> AbstractContextManager[None]:
+        # Time, height and width take turns through a head's frequencies; ComfyUI gives each a stretch of them, which is
+        # right where all three are one, as in texts.
+        config = model.model.config
+        rotated = int(config.head_dim * config.partial_rotary_factor)
+
+        def frequencies(position_ids: Tensor, device: torch.device) -> Any:
+            return precompute_freqs_cis(
+                rotated,
+                position_ids,
+                config.rope_theta,
+                rope_dims=config.mrope_section,
+                device=device,
+                interleaved_mrope=True,
+            )
+
+        return overridden(model.model, "compute_freqs_cis", frequencies)
+
+
+def _qwen_size(model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    side = model.visual.patch_size * model.visual.spatial_merge_size
+    rows, columns = max(1, round(height / side)), max(1, round(width / side))
+    pixels = rows * columns * side**2
+    if pixels > max_pixels:
+        scale = math.sqrt(max_pixels / (height * width)) / side
+        rows, columns = max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
+    elif pixels < MIN_PIXELS:
+        scale = math.sqrt(MIN_PIXELS / (height * width)) / side
+        rows, columns = math.ceil(height * scale), math.ceil(width * scale)
+    return rows * side, columns * side
 
 
 class Gemma4:
@@ -99,6 +164,10 @@ class Gemma4:
         elif columns == 0:
             rows, columns = min(height // width, self.soft_tokens), 1
         return rows * side, columns * side
+
+    def look(self, model: Any, picture: Tensor, device: torch.device) -> tuple[Tensor, Any]:
+        image = {"type": "image", "data": picture, "max_soft_tokens": self.soft_tokens}
+        return model.preprocess_embed(image, device=device)
 
     def blocks(self, model: Any) -> list[nn.Module]:
         encoder = getattr(model.vision_model, "encoder", None)  # the 12B has none

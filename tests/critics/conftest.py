@@ -24,6 +24,10 @@ PROMPTS = {
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
     ),
     "qwen3": "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3_5": (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    ),
     "idefics2": "User:<image>{}<end_of_utterance>\nAssistant:",
     "idefics3": "<|im_start|>User:<image>{}<end_of_utterance>\nAssistant:",
     "smolvlm": "<|im_start|>User:<image>{}<end_of_utterance>\nAssistant:",

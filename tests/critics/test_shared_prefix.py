@@ -8,6 +8,7 @@ import torch
 
 from dual_process.critics.shared_prefix import BIDIRECTIONAL_PROMPTS, can_share
 
+IN_ROWS = (*BIDIRECTIONAL_PROMPTS, "qwen3_5")  # each question is a row of its own
 RED, LONG = "is the picture red ?", "what color do you see in the picture : red , green , blue ?"
 
 
@@ -23,9 +24,10 @@ def questions(ask):
     ]
 
 
-def judged(critic, images, questions):
+def judged(critic, images, questions, apart=False):
     leaf = images.clone().requires_grad_()
-    scores = critic.log_likelihood(leaf, questions)
+    calls = [[question] for question in questions] if apart else [questions]
+    scores = torch.cat([critic.log_likelihood(leaf, asked) for asked in calls], dim=1)
     weights = torch.linspace(0.5, 1.5, scores.numel()).reshape(scores.shape)
     (scores * weights).sum().backward()
     return scores.detach(), leaf.grad
@@ -40,13 +42,12 @@ def test_values_and_gradients_are_those_of_single_questions(critic, images, ques
     fast = judged(critic, images, questions)
     monkeypatch.setattr(critic, "share_prefix", False)
     assert_same(fast, judged(critic, images, questions))
-    alone = [judged(critic, images, [question])[0] for question in questions]
-    torch.testing.assert_close(fast[0], torch.cat(alone, dim=1), atol=1e-4, rtol=0)
+    assert_same(fast, judged(critic, images, questions, apart=True))
 
 
 def test_the_image_stands_there_once(critic, images, questions, passed_to_model):
-    if critic.model.config.model_type in BIDIRECTIONAL_PROMPTS:
-        pytest.skip("this family reads the prompt in both directions: each question is a row of its own")
+    if critic.model.config.model_type in IN_ROWS:
+        pytest.skip("in this family each question is a row of its own")
     given = passed_to_model(critic, lambda: critic.log_likelihood(images, questions))
     alone = passed_to_model(critic, lambda: critic.log_likelihood(images, questions[:1]))
     assert given["pixel_values"].shape == alone["pixel_values"].shape
@@ -66,8 +67,8 @@ def test_the_model_is_as_before_afterwards(critic, images, questions):
 
 
 def test_only_models_with_masks_of_transformers_share(critic, monkeypatch):
-    bidirectional = critic.model.config.model_type in BIDIRECTIONAL_PROMPTS
-    assert can_share(critic.model) != bidirectional
+    shares = critic.model.config.model_type not in IN_ROWS
+    assert can_share(critic.model) == shares
     text = critic.model.config.get_text_config()
     with monkeypatch.context() as change:
         change.setattr(text, "_attn_implementation", "eager")
@@ -81,7 +82,7 @@ def test_only_models_with_masks_of_transformers_share(critic, monkeypatch):
         assert not can_share(critic.model)
     finally:
         del decoder.convolution
-    assert can_share(critic.model) != bidirectional
+    assert can_share(critic.model) == shares
 
 
 def test_gradient_checkpointing_changes_nothing(critic, images, questions, monkeypatch):

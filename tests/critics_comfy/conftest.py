@@ -5,9 +5,12 @@ Real classes and processors; the widths for which ComfyUI has no option are put 
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +18,7 @@ import comfyui
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_clips import QWEN_VISION, WIDTHS, build_qwen
+from tiny_clips import QWEN35_HEADS, QWEN35_MROPE, QWEN35_VISION, QWEN_VISION, WIDTHS, build_qwen, build_qwen35
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma4AudioFeatureExtractor,
@@ -129,14 +132,69 @@ def qwen(load_qwen) -> Any:
 @pytest.fixture(scope="session")
 def qwen_reference() -> TransformersCritic:
     folder = comfyui.folder() / "comfy" / "text_encoders" / "qwen25_tokenizer"
-    half, size = [0.5, 0.5, 0.5], {"shortest_edge": 256 * 256, "longest_edge": 1024 * 1024}
-    processor = Qwen3VLProcessor(
-        Qwen2VLImageProcessor(patch_size=16, image_mean=half, image_std=half, size=size),
-        Qwen2Tokenizer.from_pretrained(folder),
-        Qwen3VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
-    )
+    processor = _qwen_processor(Qwen2Tokenizer.from_pretrained(folder), QWEN_TEMPLATE)
     return TransformersCritic(build_qwen(), processor, "tiny")
+
+
+def _qwen_processor(tokenizer: Any, template: str) -> Qwen3VLProcessor:
+    half, size = [0.5, 0.5, 0.5], {"shortest_edge": 256 * 256, "longest_edge": 1024 * 1024}
+    images = Qwen2VLImageProcessor(patch_size=16, image_mean=half, image_std=half, size=size)
+    return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template)
+
+
+# Qwen3.5
+
+QWEN35_TEMPLATE = QWEN_TEMPLATE.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.fixture(scope="session")
+def qwen35_tokenizer(tmp_path_factory) -> Path:
+    """A folder with the words of Qwen3-VL's tokenizer and Qwen3.5's marks; some copies of ComfyUI lack its words."""
+    given, folder = comfyui.folder() / "comfy" / "text_encoders", tmp_path_factory.mktemp("te") / "qwen35_tokenizer"
+    shutil.copytree(given / "qwen25_tokenizer", folder)
+    settings = json.loads((given / "qwen35_tokenizer" / "tokenizer_config.json").read_text())
+    marks = {mark["content"]: int(index) for index, mark in settings["added_tokens_decoder"].items()}
+    words = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(words | marks))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def load_qwen35(comfy, qwen35_tokenizer, monkeypatch, tmp_path) -> Callable[..., Any]:
+    """Loads a file with this model's tensors as CLIPLoader does, in inference mode; the CLIP."""
+    import comfy.sd
+    import comfy.text_encoders.qwen35 as qwen35
+
+    def load(model: Any, clip_type: str = "STABLE_DIFFUSION") -> Any:
+        state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        tied = model.config.tie_word_embeddings
+        if tied:
+            del state["lm_head.weight"]
+        text = {"num_hidden_layers": 4, "mrope_section": QWEN35_MROPE, "lm_head": not tied}
+        tiny = {**WIDTHS, **QWEN35_HEADS, **text, "vision": QWEN35_VISION}
+        monkeypatch.setitem(qwen35.QWEN35_MODELS, "qwen35_2b", tiny)
+        monkeypatch.setattr(qwen35, "__file__", str(qwen35_tokenizer.parent / "qwen35.py"))  # where it looks for it
+        path = tmp_path / "tiny-qwen35.safetensors"
+        save_file(state, path)
+        with torch.inference_mode():
+            return comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType[clip_type])
+
+    return load
+
+
+@pytest.fixture
+def qwen35(load_qwen35) -> Any:
+    return load_qwen35(build_qwen35())
+
+
+@pytest.fixture
+def make_qwen35_reference(qwen35_tokenizer) -> Callable[[Any], TransformersCritic]:
+    def make(model: Any) -> TransformersCritic:
+        tokenizer = Qwen2Tokenizer.from_pretrained(qwen35_tokenizer)
+        return TransformersCritic(model, _qwen_processor(tokenizer, QWEN35_TEMPLATE), "tiny")
+
+    return make
 
 
 # Gemma 4: the small models have inputs for each layer and share keys and values, the large ones see images both ways,
@@ -272,16 +330,28 @@ def gemma(load_gemma, request) -> tuple[Any, TransformersCritic]:
     return load_gemma(request.param)
 
 
-@pytest.fixture(params=["Qwen3-VL", "Gemma 4"])
-def clip(load_qwen, load_gemma, request) -> Any:
+@pytest.fixture
+def load_each(load_qwen, load_qwen35, load_gemma) -> Callable[[str], Any]:
+    """A CLIP of a family, or of a kind of Gemma 4."""
+
+    def load(name: str) -> Any:
+        if name == "Qwen3-VL":
+            return load_qwen()
+        return load_qwen35(build_qwen35()) if name == "Qwen3.5" else load_gemma(name)[0]
+
+    return load
+
+
+@pytest.fixture(params=["Qwen3-VL", "Qwen3.5", "small"])
+def clip(load_each, request) -> Any:
     """A CLIP of each family."""
-    return load_qwen() if request.param == "Qwen3-VL" else load_gemma("small")[0]
+    return load_each(request.param)
 
 
-@pytest.fixture(params=["Qwen3-VL", *GEMMAS])
-def each_clip(load_qwen, load_gemma, request) -> Any:
+@pytest.fixture(params=["Qwen3-VL", "Qwen3.5", *GEMMAS])
+def each_clip(load_each, request) -> Any:
     """A CLIP of each family, and of each kind in it."""
-    return load_qwen() if request.param == "Qwen3-VL" else load_gemma(request.param)[0]
+    return load_each(request.param)
 
 
 def gemma_reference(kind: str, model: Any, tokenizer: Tokenizer) -> TransformersCritic:

@@ -59,7 +59,7 @@ def test_a_clip_without_vision_is_refused(server):
     graph["ask"]["inputs"]["questions.question0"] = ["question", 0]
     message = server.error(graph)
     assert "which has no vision" in message
-    assert "Load a Qwen3-VL or Gemma 4" in message
+    assert "Load a Qwen3-VL, Qwen3.5 or Gemma 4" in message
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from __future__ import annotations
 from .gemma import write_gemma3, write_gemma4, write_gemma4_e, write_paligemma
 from .idefics import write_idefics2, write_idefics3, write_smolvlm
 from .llava import write_internvl, write_llava, write_mistral3, write_pixtral
-from .qwen import write_qwen, write_qwen3
+from .qwen import write_qwen, write_qwen3, write_qwen3_5
 
 FAMILIES = {
     "qwen": write_qwen,
     "qwen3": write_qwen3,
+    "qwen3_5": write_qwen3_5,
     "idefics2": write_idefics2,
     "idefics3": write_idefics3,
     "smolvlm": write_smolvlm,

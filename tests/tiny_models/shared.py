@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, TokenizersBackend
 
 SPOKEN = (
     "Yes No maybe not sure is the picture mostly red green blue dark bright a line at horizon of this image what color "
@@ -14,7 +15,8 @@ SPOKEN = (
     "thought answer en"
 )
 WORDS = SPOKEN.split()
-VOCABULARY = ["<unk>", "<pad>", "<bos>", "<eos>", *WORDS, *(f"▁{word}" for word in WORDS), "▁", "\n"]
+NAMED = ["<unk>", "<pad>", "<bos>", "<eos>"]
+VOCABULARY = [*NAMED, *WORDS, *(f"▁{word}" for word in WORDS), "▁", "\n"]
 OWN = len(VOCABULARY)  # special tokens follow
 ENDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1}
 TEXT = {
@@ -69,8 +71,27 @@ def build_tokenizer(
     return whole
 
 
-def write_model(kind, config, folder: Path, factors: dict[str, float] | None = None) -> Path:
-    """Random weights; `factors` scale those whose names end so."""
+def build_byte_tokenizer(kind: type[TokenizersBackend], special: list[str]) -> TokenizersBackend:
+    """The same words for a class that transformers insists on; bytes merge until each word is one token."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = kind().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        special_tokens=NAMED, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator([f"{word} {word}" for word in WORDS], trainer)
+    model = json.loads(trained.to_str())["model"]
+    return kind(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        unk_token=None,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        extra_special_tokens=special,
+    )
+
+
+def write_model(kind, config, folder: Path, factors: dict[str, float] | None = None, words: int = OWN) -> Path:
+    """Random weights; `factors` scale those whose names end so. Tokens from `words` on are special."""
     torch.manual_seed(0)
     model = kind(config)
     with torch.no_grad():
@@ -81,7 +102,7 @@ def write_model(kind, config, folder: Path, factors: dict[str, float] | None = N
                 fan_in = parameter.shape[-1] if added else parameter[0].numel()
                 parameter.copy_(torch.randn_like(parameter) * fan_in**-0.5)
             parameter.mul_(next((factor for end, factor in (factors or {}).items() if name.endswith(end)), 1))
-        model.get_output_embeddings().weight[OWN:].mul_(0.1)  # so that no reply holds a placeholder for an image
+        model.get_output_embeddings().weight[words:].mul_(0.1)  # so that no reply holds a placeholder for an image
     # Sampling settings and a penalty, as many released models have: a greedy reply has to ignore them.
     model.generation_config.do_sample = True
     model.generation_config.temperature = 0.1
