@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_flux import WIDTH, build_text_encoders, build_tokenizer
 
-from . import Tiny
+from . import Tiny, centred
 
 
 def build():
@@ -31,6 +31,7 @@ def build():
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
         set_alpha_to_one=False,
     )  # fmt: skip
+    centred(vae.eval(), (4, 4, 8, 8))
     pipeline = StableDiffusionPipeline(
         vae.eval(), clip, build_tokenizer(12), unet.eval(), scheduler, None, None, requires_safety_checker=False
     )
