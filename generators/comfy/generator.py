@@ -55,7 +55,7 @@ class ComfyGenerator:
         steps, scheduler: the sampler's noise levels, as in KSampler.
         sigmas: SIGMAS [steps + 1] to use instead, falling, the last 0.
         prompts: the conditionings' texts, where known.
-        gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient (Flux only).
+        gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient.
 
     Attributes:
         loaded_with: patchers of other models that stay loaded while this one trains, the critics'; None where they
@@ -92,9 +92,7 @@ class ComfyGenerator:
         self._output_scale, self._output_shift = output_map(vae)
         self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
-        self._checkpointing = gradient_checkpointing and self._flux is not None
-        if gradient_checkpointing and not self._checkpointing:
-            log.warning("Gradient checkpointing is only for Flux models; training goes on without it.")
+        self._checkpointing = gradient_checkpointing
         self._architecture = known_architecture(self.model.model)
         self._layers = self._target_layers(ATTENTION_AND_FEED_FORWARD)
         self._lora: ComfyLora | None = None
@@ -134,11 +132,6 @@ class ComfyGenerator:
     @property
     def _network(self) -> nn.Module:
         return self.model.model.diffusion_model
-
-    @property
-    def _flux(self) -> Any | None:
-        """The network, if it is of the Flux family."""
-        return self._network if isinstance(self._network, comfy.ldm.flux.model.Flux) else None
 
     def working_memory(self, batch_size: int) -> int:
         """Bytes that a training step takes on the device beside the weights, an estimate."""

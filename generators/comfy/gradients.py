@@ -13,9 +13,11 @@ import comfy.ldm.flux.model
 import comfy.model_management
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ...comfy_host.weights import overridden_forward, placed, plain_weights
+from .blocks import blocks
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def differentiable(model: nn.Module, gradient_checkpointing: bool) -> Iterator[N
     """While entered, backward passes through a ComfyUI diffusion model are right, see docs/architecture.md.
 
     ComfyUI adds residuals in place, which overwrites what autograd has saved. Flux gets a copy where it matters;
-    any other architecture runs under autograd's own copy-on-write, which costs about a fifth more time.
+    any other architecture runs under autograd's own copy-on-write, which costs about a fifth more time. With gradient
+    checkpointing, a backward pass has to be made by `backward()` rather than `torch.autograd.grad`.
     """
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True  # chooses operations that have a backward pass
@@ -53,6 +56,9 @@ def differentiable(model: nn.Module, gradient_checkpointing: bool) -> Iterator[N
                             stack.enter_context(_checkpointed(module))
             else:
                 stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+                if gradient_checkpointing:
+                    for block in blocks(model).values():
+                        stack.enter_context(_recomputed(block))
             yield
     finally:
         comfy.model_management.in_training = before
@@ -86,6 +92,34 @@ def _checkpointed(block: nn.Module) -> Iterator[None]:
             return forward(**{**given, **dict(zip(names, (t.clone() for t in tensors), strict=True))})
 
         return checkpoint(run, *(given[name] for name in names), use_reentrant=False)
+
+    with overridden_forward(block, recomputed):
+        yield
+
+
+@contextmanager
+def _recomputed(block: nn.Module) -> Iterator[None]:
+    """Recomputes a block of any kind in the backward pass, where copy-on-write is in force again.
+
+    Reentrant, because the other kind of checkpoint keeps what it recomputes by hooks of its own, past copy-on-write.
+    """
+    forward = block.forward
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = tree_flatten((args, kwargs))  # copies dictionaries that the model changes block by block
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+        def run(_: Tensor, *tensors: Tensor) -> Any:
+            values = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                values[place] = tensor.clone()  # the block may add to its input
+            again = tree_unflatten(values, structure)
+            return forward(*again[0], **again[1])
+
+        # The LoRA is inside, so the output needs a gradient even where no input has one.
+        trigger = torch.ones(1, device=leaves[places[0]].device, requires_grad=torch.is_grad_enabled())
+        tensors = [leaves[place] for place in places]
+        return checkpoint(run, trigger, *tensors, use_reentrant=True, preserve_rng_state=False)
 
     with overridden_forward(block, recomputed):
         yield

@@ -11,8 +11,8 @@ from typing import Any
 class ComfyTiny:
     """How an architecture's tiny MODEL is made; everything that imports ComfyUI happens inside `build`.
 
-    `build` returns MODEL and VAE, loaded in inference mode from weights in memory. Where diffusers has the architecture,
-    the MODEL's weights are those of the transformer or UNet of `pipelines/`' pipeline of the same name, if ComfyUI can
+    `build` returns MODEL and VAE, loaded in inference mode from weights in memory. Where diffusers has the model, the
+    MODEL's weights are those of the transformer or UNet of `pipelines/`' pipeline of the same name, if ComfyUI can
     be brought to take so small a model.
     """
 

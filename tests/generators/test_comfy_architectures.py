@@ -1,0 +1,194 @@
+"""Every architecture of ComfyUI: its pictures are KSampler's, its gradients are right, and its LoRA loads back."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from analytic import MEASURES, AnalyticCritic
+from safetensors.torch import save_file
+
+from dual_process.core.protocols import Draw
+from dual_process.distillation import Question, Recipe, distill
+from dual_process.generators.architectures import ARCHITECTURES
+
+pytestmark = pytest.mark.comfyui
+MODULES = sorted(p.stem for p in (Path(__file__).parent / "comfy_tinies").glob("[a-z]*.py"))
+TINIES = [tiny for name in MODULES for tiny in importlib.import_module(f"comfy_tinies.{name}").TINIES]
+
+
+@pytest.fixture(scope="module", params=TINIES, ids=lambda tiny: tiny.name)
+def tiny(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def models(comfy, tiny):
+    model, vae = tiny.build()
+    with torch.inference_mode():
+        centre(vae, empty(tiny)["samples"].shape)
+    return model, vae
+
+
+def centre(vae, latents):
+    """Pictures around the middle of the displayable range, where a critic's gradient passes."""
+    from dual_process.generators.comfy.inputs import output_map
+
+    scale, shift = output_map(vae)
+    latent = torch.randn(latents, generator=torch.Generator().manual_seed(1))
+    decoder = vae.first_stage_model
+
+    def pixels():
+        return decoder.decode(latent).float() * scale + shift
+
+    last = [
+        m for m in decoder.modules() if getattr(m, "out_channels", 0) == 3 and getattr(m, "bias", None) is not None
+    ][-1]
+    last.weight.mul_(0.3 / float(pixels().std()))
+    before = pixels().mean()
+    last.bias.add_(1.0)
+    last.bias.sub_(1.0 + (before - 0.5) / (pixels().mean() - before))
+
+
+def empty(tiny, wide=False):
+    *sides, height, width = tiny.latent
+    return {"samples": torch.zeros(*sides, height, width * 3 // 2 if wide else width)}
+
+
+@pytest.fixture
+def make(tiny, models):
+    from dual_process.generators.comfy.generator import ComfyGenerator
+
+    def build(model=None, wide=False, **changes):
+        options = {"steps": 3, **tiny.options, **changes}
+        if options.get("cfg", 1) != 1:
+            options["negative"] = tiny.conditioning(1)
+        positive = [tiny.conditioning(0), tiny.conditioning(1)]
+        return ComfyGenerator(model or models[0], models[1], positive, latent=empty(tiny, wide), **options)
+
+    return build
+
+
+def test_every_architecture_of_comfyui_has_a_tiny_model():
+    names = {name for architecture in ARCHITECTURES for name in architecture.comfyui.values()}
+    assert {tiny.name for tiny in TINIES} == names
+
+
+def test_it_is_called_by_its_name(tiny, make):
+    assert make().info.architecture == tiny.name
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_pictures_are_ksamplers(tiny, models, make, wide):
+    import nodes
+
+    generator = make(wide=wide)
+    cfg, steps = tiny.options.get("cfg", 1.0), generator.num_inference_steps
+    scheduler = tiny.options.get("scheduler", "simple")
+    with torch.inference_mode():
+        prompts = (tiny.conditioning(0), tiny.conditioning(1))
+        (latent,) = nodes.KSampler().sample(models[0], 4, steps, cfg, "euler", scheduler, *prompts, empty(tiny, wide))
+        (image,) = nodes.VAEDecode().decode(models[1], latent)
+    torch.testing.assert_close(generator.sample([0], [4]), image.movedim(-1, 1).clone(), atol=1e-4, rtol=0)
+
+
+def randomize(generator, deviation=0.1):
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in generator.lora_parameters().items():
+            if name.endswith("lora_B"):
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * deviation / len(parameter) ** 0.5)
+
+
+@pytest.fixture
+def trained(make):
+    """A generator whose LoRA is random, as after training."""
+    generator = make()
+    generator.add_lora(2, 4.0, seed=0)
+    randomize(generator)
+    return generator
+
+
+POINT = Draw((0, 1), (3, 4), (1, 1))
+
+
+def prediction(generator, scale=1.0):
+    with generator.training(), torch.no_grad(), generator._scaled(scale):
+        return generator.estimate(POINT, ["prediction"]).prediction
+
+
+def gradients(generator):
+    """Of a fixed linear functional of the prediction, and its value."""
+    with generator.training():
+        value = functional(generator.estimate(POINT, ["prediction"]).prediction)
+        value.backward()
+    found = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
+    for parameter in generator.lora_parameters().values():
+        parameter.grad = None
+    return found
+
+
+def functional(output):
+    return (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(9))).sum()
+
+
+def test_gradients_are_those_of_finite_differences(trained):
+    found = gradients(trained)
+    random = torch.Generator().manual_seed(6)
+    step = 1e-2
+    by_size = sorted(found, key=lambda name: -float(found[name].norm()))
+    for name in (next(n for n in by_size if n.endswith(part)) for part in ("lora_A", "lora_B")):
+        parameter = trained.lora_parameters()[name]
+        direction = torch.randn(parameter.shape, generator=random)
+        direction = found[name] / found[name].norm() + direction / direction.norm()
+        values = []
+        for sign in (step, -step):
+            with torch.no_grad():
+                parameter.add_(direction * sign)
+                values.append(float(functional(prediction(trained))))
+                parameter.sub_(direction * sign)
+        slope = float((found[name] * direction).sum())
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05), name
+
+
+def test_checkpointed_gradients_are_the_plain_ones(make, trained):
+    frugal = make(gradient_checkpointing=True)
+    frugal.load_lora_state_dict(trained.lora_state_dict("comfyui"))
+    plain, recomputed = gradients(trained), gradients(frugal)
+    size = max(float(gradient.abs().max()) for gradient in plain.values())
+    assert size > 0
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-4 * size, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("form", ["comfyui", "diffusers"])
+def test_the_lora_loads_into_comfyui(comfy, tiny, models, make, trained, caplog, form):
+    if form == "diffusers" and not tiny.diffusers:
+        pytest.skip("diffusers has no such model")
+    import nodes
+
+    caplog.set_level(logging.INFO)
+    folder = comfy / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    save_file(trained.lora_state_dict(form), folder / "architecture.safetensors")
+    wanted = prediction(trained)
+    assert float((wanted - prediction(trained, 0.0)).abs().max()) > 1e-2 * float(wanted.abs().max())
+    with torch.inference_mode():
+        (patched,) = nodes.LoraLoaderModelOnly().load_lora_model_only(models[0], "architecture.safetensors", 1.0)
+    assert not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
+    torch.testing.assert_close(prediction(make(patched)), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("question", MEASURES)
+def test_thirty_steps_move_what_the_critic_asks_for(tiny, make, question):
+    generator = make()
+    pictures = ([0, 1], [11, 12])
+    before = MEASURES[question](generator.sample(*pictures)).mean()
+    settings = {"rank": 4, "lora_alpha": 8.0, "learning_rate": 0.02, "batch_size": 1}
+    distill(generator, AnalyticCritic(), Recipe((Question(question),), train_steps=30, **settings))
+    after = MEASURES[question](generator.sample(*pictures)).mean()
+    print(f"{tiny.name}: {question} {before:.3f} -> {after:.3f}")
+    assert after > before + 0.01
