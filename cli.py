@@ -1,4 +1,4 @@
-"""The command line: `dual-process demo`, `dual-process train`, `dual-process ask`."""
+"""The command line: `dual-process demo`, `train`, `ask`, `convert`, `inspect`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ class ControlName(str, Enum):
     horizon = "horizon"
     palette = "palette"
     night = "night"
+
+
+class LoraFormat(str, Enum):
+    """Key names of a LoRA file."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    kohya = "kohya"
 
 
 class Quantization(str, Enum):
@@ -176,7 +184,7 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a TOML or JSON file.")],
-    generator: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline (Flux schnell or dev).")],
+    generator: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline, such as Flux or SDXL.")],
     critic: Annotated[Path, typer.Option(help="Folder of a transformers vision-language model.")],
     output: Annotated[Path, typer.Option(help="Folder of the results.")],
     resume: Annotated[bool, typer.Option(help=RESUME_HELP)] = False,
@@ -287,6 +295,38 @@ def ask(
         print(json.dumps({"question": question, "reply": reply, "answer": answer, "p_answer": probability}))
     else:
         print(f"{reply}   (P({answer}) = {probability:.3f})")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA of this pack or of another trainer, a safetensors file.")],
+    to: Annotated[LoraFormat, typer.Option(help="Whose key names to write.")],
+    output: Annotated[Path | None, typer.Option(help="The new file; by default beside the old one.")] = None,
+) -> None:
+    """Writes a LoRA under another tool's key names; its numbers and metadata stay."""
+    with clear_errors():
+        from .core.tensor_file import read_tensors, write_tensors
+        from .generators.interchange import converted
+
+        target = output or file.with_name(f"{file.stem}.{to.value}.safetensors")
+        if target.exists():
+            raise LoraFileError(f"{target} is there already. Choose another name with --output.")
+        tensors, metadata = read_tensors(file)
+        write_tensors(target, converted(tensors, to.value), metadata)
+        console.print(f"Wrote {target}", soft_wrap=True)
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A LoRA, a safetensors file.")]) -> None:
+    """Shows what a LoRA controls, how it was made, which model it is for, and what became of the pictures."""
+    with clear_errors():
+        from .core.tensor_file import read_tensors
+        from .generators.inspection import facts
+
+        table = Table(show_header=False, box=None)
+        for name, value in facts(*read_tensors(file)):
+            table.add_row(Text(name, style="bold"), Text(value))
+        Console(markup=False, emoji=False).print(table)
 
 
 def _make_folder(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .architectures import Architecture
 from .architectures.layers import Host, Split
 from .noise import seeded
 
+Format = Literal["diffusers", "comfyui", "kohya"]  # of files; a generator writes the first two
 FORMATS: tuple[Host, ...] = ("diffusers", "comfyui")
 COMFYUI_PREFIX, KOHYA_PREFIX = "diffusion_model.", "lora_unet_"
 
@@ -144,8 +145,8 @@ def _nothing_left(found: dict[str, LoraLayer], left: Mapping[str, LoraLayer], ho
 # Files
 
 
-def write(layers: Mapping[str, LoraLayer], format: Host, architecture: Architecture | None) -> dict[str, Tensor]:
-    """Tensors of a file, float32 copies on the CPU; the layers have the names of that host."""
+def write(layers: Mapping[str, LoraLayer], format: Format, architecture: Architecture | None) -> dict[str, Tensor]:
+    """Tensors of a file, float32 copies on the CPU; the layers have the names of the format's host."""
     state: dict[str, Tensor] = {}
     for name, layer in layers.items():
         down, up, alpha = _keys(name, format, architecture)
@@ -154,14 +155,14 @@ def write(layers: Mapping[str, LoraLayer], format: Host, architecture: Architect
     return state
 
 
-def _keys(name: str, format: Host, architecture: Architecture | None) -> tuple[str, str, str]:
+def _keys(name: str, format: Format, architecture: Architecture | None) -> tuple[str, str, str]:
     """Of the two matrices of a layer and its alpha.
 
-    diffusers reads an alpha in PEFT's names only for transformers; for a UNet it does in kohya's.
+    diffusers reads an alpha beside PEFT's names for transformers only; for a UNet it does beside kohya's.
     """
     if format == "comfyui" or architecture is None:
         start, down, up = f"{COMFYUI_PREFIX}{name}", "lora_down", "lora_up"
-    elif architecture.network == "unet":
+    elif format == "kohya" or architecture.network == "unet":
         start, down, up = f"{KOHYA_PREFIX}{name.replace('.', '_')}", "lora_down", "lora_up"
     else:
         start, down, up = f"{architecture.network}.{name}", "lora_A", "lora_B"

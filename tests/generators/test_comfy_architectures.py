@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from dual_process.core.protocols import Draw
 from dual_process.distillation import Question, Recipe, distill
 from dual_process.generators.architectures import ARCHITECTURES
+from dual_process.generators.interchange import converted
 
 pytestmark = pytest.mark.comfyui
 MODULES = sorted(p.stem for p in (Path(__file__).parent / "comfy_tinies").glob("[a-z]*.py"))
@@ -164,16 +165,15 @@ def test_checkpointed_gradients_are_the_plain_ones(make, trained):
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-4 * size, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("form", ["comfyui", "diffusers"])
+@pytest.mark.parametrize("form", ["comfyui", "diffusers", "kohya"])
 def test_the_lora_loads_into_comfyui(comfy, tiny, models, make, trained, caplog, form):
-    if form == "diffusers" and not tiny.diffusers:
-        pytest.skip("diffusers has no such model")
     import nodes
 
     caplog.set_level(logging.INFO)
     folder = comfy / "models" / "loras"
     folder.mkdir(exist_ok=True)
-    save_file(trained.lora_state_dict(form), folder / "architecture.safetensors")
+    state = trained.lora_state_dict("comfyui") if form != "diffusers" else trained.lora_state_dict(form)
+    save_file(converted(state, form), folder / "architecture.safetensors")
     wanted = prediction(trained)
     assert float((wanted - prediction(trained, 0.0)).abs().max()) > 1e-2 * float(wanted.abs().max())
     with torch.inference_mode():

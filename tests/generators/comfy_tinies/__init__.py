@@ -21,4 +21,3 @@ class ComfyTiny:
     conditioning: Callable[[int], Any]  # CONDITIONING of a prompt's number
     latent: tuple[int, ...]  # shape of a LATENT's samples
     options: dict[str, Any] = field(default_factory=dict)  # of ComfyGenerator: cfg, steps, scheduler …
-    diffusers: bool = True  # whether diffusers has the architecture
