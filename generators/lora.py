@@ -146,19 +146,25 @@ def _nothing_left(found: dict[str, LoraLayer], left: Mapping[str, LoraLayer], ho
 
 
 def write(layers: Mapping[str, LoraLayer], format: Format, architecture: Architecture | None) -> dict[str, Tensor]:
-    """Tensors of a file, float32 copies on the CPU; the layers have the names of the format's host."""
+    """Tensors of a file, float32 copies on the CPU; the layers have the names of the format's host.
+
+    Where the file may hold no alpha, B is scaled instead, so that strength 1.0 is the model as trained all the same.
+    """
     state: dict[str, Tensor] = {}
     for name, layer in layers.items():
         down, up, alpha = _keys(name, format, architecture)
         state[down], state[up] = _plain(layer.down), _plain(layer.up)
-        state[alpha] = torch.tensor(float(layer.alpha))
+        if alpha is None:
+            state[up] *= layer.alpha / len(layer.down)
+        else:
+            state[alpha] = torch.tensor(float(layer.alpha))
     return state
 
 
-def _keys(name: str, format: Format, architecture: Architecture | None) -> tuple[str, str, str]:
+def _keys(name: str, format: Format, architecture: Architecture | None) -> tuple[str, str, str | None]:
     """Of the two matrices of a layer and its alpha.
 
-    diffusers reads an alpha beside PEFT's names for transformers only; for a UNet it does beside kohya's.
+    diffusers reads an alpha in PEFT's names only for some transformers; for a UNet it does in kohya's.
     """
     if format == "comfyui" or architecture is None:
         start, down, up = f"{COMFYUI_PREFIX}{name}", "lora_down", "lora_up"
@@ -166,7 +172,8 @@ def _keys(name: str, format: Format, architecture: Architecture | None) -> tuple
         start, down, up = f"{KOHYA_PREFIX}{name.replace('.', '_')}", "lora_down", "lora_up"
     else:
         start, down, up = f"{architecture.network}.{name}", "lora_A", "lora_B"
-    return f"{start}.{down}.weight", f"{start}.{up}.weight", f"{start}.alpha"
+    holds_alpha = format != "diffusers" or architecture is None or architecture.alphas
+    return f"{start}.{down}.weight", f"{start}.{up}.weight", f"{start}.alpha" if holds_alpha else None
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -189,9 +196,9 @@ def read(
         LoraFileError: keys are missing or unexpected, shapes differ, or the ranks or alphas are not all the same.
     """
     keys = {module: _keys(module, format, architecture) for module in shapes}
-    _check_keys(state, {key for row in keys.values() for key in row})
+    _check_keys(state, {key for row in keys.values() for key in row if key is not None})
     rank = len(state[next(iter(keys.values()))[0]])
-    alphas = {float(state[alpha]) for _, _, alpha in keys.values()}
+    alphas = {float(rank if alpha is None else state[alpha]) for _, _, alpha in keys.values()}
     if len(alphas) > 1:
         raise LoraFileError(f"Expected one alpha for all layers of the LoRA, got {sorted(alphas)[:4]}.")
     wanted: dict[str, tuple[int, ...]] = {}

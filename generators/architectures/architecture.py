@@ -103,6 +103,7 @@ class Architecture:
         decode: VAE, latents [B, C, h, w] -> pictures in [-1, 1].
         combine: classifier-free guidance.
         kohya: the host whose layer names kohya's trainers write, with underscores.
+        alphas: whether diffusers reads `.alpha` beside a transformer's LoRA in PEFT's names.
     """
 
     label: str
@@ -126,3 +127,4 @@ class Architecture:
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
     combine: Callable[[Tensor, Tensor, float], Tensor] = plain_cfg
     kohya: Host = "comfyui"
+    alphas: bool = True
