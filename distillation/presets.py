@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ..core.protocols import ATTENTION_AND_FEED_FORWARD
 from .question import KEEP, PROMPT, Question
 from .recipe import Anchors
 
@@ -57,6 +58,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "lr_schedule": "constant",
         "rank": 16,
         "lora_alpha": 40.0,
+        "lora_targets": ATTENTION_AND_FEED_FORWARD,
         "batch_size": 1,
         "penalties": MappingProxyType({"anchors": 1.0}),
         "anchors": Anchors(pool=32, least=8),

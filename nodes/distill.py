@@ -9,7 +9,8 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from .plan import AUTO, FROM_PRESET, preset_names
+from ..core.protocols import LORA_TARGETS
+from .plan import AUTO, BY_PATTERN, FROM_PRESET, preset_names
 from .questions import field_help
 from .teaching import BEST, LAST, NO_LORA, Sources, runs_left_unfinished, teach
 from .training import AUTO as AUTO_MEMORY
@@ -229,7 +230,7 @@ class Distill(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Compute each block again in the backward pass: much less memory, a third more time, the "
-                    "same result. Flux models only; others train without it.",
+                    "same result.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -290,6 +291,22 @@ class Distill(io.ComfyNode):
                     "Keep Question of your own, only that one counts.",
                 ),
                 weight("structure"),
+                io.Combo.Input(
+                    "lora_targets",
+                    options=[FROM_PRESET, *LORA_TARGETS, BY_PATTERN],
+                    default=FROM_PRESET,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks.",
+                ),
+                io.String.Input(
+                    "target_pattern",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For lora_targets 'by pattern': a regular expression that a layer's whole name in ComfyUI "
+                    r"must match, such as double_blocks\.\d+\.img_attn\..*",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(

@@ -34,11 +34,11 @@ class TrainedLora(dict[str, Tensor]):
     @classmethod
     def of(cls, result: Any, workflow: dict[str, str], verdict: dict[str, Any] | None = None) -> TrainedLora:
         """The LoRA of a `DistillationResult`; `workflow` and `verdict` are added to its metadata."""
-        from ..distillation import GeneratorError
+        from ..core.errors import GeneratorError, LoraFileError
 
         try:
             diffusers = result.lora_state_dict(DIFFUSERS)
-        except GeneratorError:
+        except (GeneratorError, LoraFileError):  # a model, or a layer, that diffusers does not have
             diffusers = None
         return cls(
             result.lora_state_dict(COMFYUI), diffusers, {**result.metadata("Dual-process LoRA", verdict), **workflow}

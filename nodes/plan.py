@@ -8,6 +8,7 @@ from typing import Any
 
 AUTO = "auto"
 FROM_PRESET = "from the preset"
+BY_PATTERN = "by pattern"
 PENALTY_WIDGETS = {
     "velocity": "velocity_weight",
     "range": "range_weight",
@@ -82,6 +83,9 @@ def make_plan(
         recipe[name] = widgets[name] or recipe[name]
     if widgets["lr_schedule"] != FROM_PRESET:
         recipe["lr_schedule"] = widgets["lr_schedule"]
+    targets = widgets.get("lora_targets", FROM_PRESET)
+    if targets != FROM_PRESET:
+        recipe["lora_targets"] = widgets["target_pattern"] if targets == BY_PATTERN else targets
     weights = {
         p: widgets[w] if widgets[w] >= 0 else recipe["penalties"].get(p, 0.0) for p, w in PENALTY_WIDGETS.items()
     }

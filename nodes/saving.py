@@ -42,8 +42,8 @@ class SaveDistilledLoRA(io.ComfyNode):
                     options=[DIFFUSERS, COMFYUI],
                     default=DIFFUSERS,
                     advanced=True,
-                    tooltip="diffusers: reads everywhere (Flux only; other models are saved as comfyui). comfyui: "
-                    "native names, for LoraLoader with bypass.",
+                    tooltip="diffusers: reads everywhere (models that diffusers does not have are saved as comfyui). "
+                    "comfyui: native names, for LoraLoader with bypass.",
                 ),
             ],
             outputs=[

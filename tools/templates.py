@@ -27,9 +27,14 @@ HORIZON = "Is the overlaid red line aligned with the horizon of the scene?"
 PALETTE = "Does the color palette overlaid at the bottom match the image?"
 COLORS = ["#6a4a82", "#e89a5c", "#7a5068", "#4a3250"]
 HUGGING_FACE = "https://huggingface.co"
-FLUX = f"{HUGGING_FACE}/Comfy-Org/flux1-schnell/resolve/main/flux1-schnell.safetensors"
+FLUX = f"{HUGGING_FACE}/Comfy-Org/flux1-schnell/resolve/main"
+COMFY_ORG = f"{HUGGING_FACE}/Comfy-Org"
+KLEIN, Z_IMAGE, QWEN = (
+    f"{COMFY_ORG}/{name}/resolve/main/split_files" for name in ("flux2-klein", "z_image_turbo", "Qwen-Image_ComfyUI")
+)
+SDXL = f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
 ENCODERS = f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main"
-AE = f"{HUGGING_FACE}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae/ae.safetensors"
+AE = f"{HUGGING_FACE}/Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae"
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,6 @@ def distill(source: Mapping[str, str], settings: Mapping[str, Any] | None = None
     return Node("DualProcessDistill", settings or {}, {**source, **inputs}, width=470, height=828)
 
 
-FLUX_MODELS = {"model": "unet.MODEL", "vae": "vae.VAE"}
 DEMO = {"model": "demo.model", "vae": "demo.vae"}
 
 
@@ -121,6 +125,94 @@ def teach(
             ),
         },
     }
+
+
+def unet(name: str, folder: str) -> Node:
+    """`folder` is the address that the file's name stands behind."""
+    models = [model(name, f"{folder}/{name}", "diffusion_models")]
+    return Node("UNETLoader", {"unet_name": name}, width=320, models=models)
+
+
+def clip(name: str, folder: str, type: str) -> Node:
+    widgets = {"clip_name": name, "type": type}
+    return Node("CLIPLoader", widgets, width=320, models=[model(name, f"{folder}/{name}", "text_encoders")])
+
+
+def vae(name: str, folder: str) -> Node:
+    return Node("VAELoader", {"vae_name": name}, width=320, models=[model(name, f"{folder}/{name}", "vae")])
+
+
+FLUX_1_PARTS = {
+    "clip": Node(
+        "DualCLIPLoader",
+        {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
+        width=320,
+        models=[
+            model(name, f"{ENCODERS}/{name}", "text_encoders")
+            for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")
+        ],
+    ),
+    "vae": vae("ae.safetensors", AE),
+}
+PROMPTS = {
+    "text": "a photo of a wide landscape at noon\na painting of a harbour town by the sea\n"
+    "a photo of a desert road at sunset\na photo of a wheat field under clouds",
+    "held_out": "a photo of a lighthouse on a rocky shore\na watercolour of a mountain lake",
+}
+
+
+def teach_downloaded(label: str, models: Mapping[str, Node], name: str, guided: bool = False) -> Template:
+    """A horizon for a model that ComfyUI offers to download, from one file ("checkpoint") or three.
+
+    `guided`: its preset uses classifier-free guidance, which needs an empty prompt.
+    """
+    made = dict.fromkeys(("unet", "clip", "vae"), "checkpoint") if "checkpoint" in models else {}
+    source = {part: f"{made.get(key, key)}.{part.upper()}" for part, key in (("model", "unet"), ("vae", "vae"))}
+    text = f"{made.get('clip', 'clip')}.CLIP"
+    empty = {"empty": Node("CLIPTextEncode", {"text": ""}, {"clip": text}, 320, 90, "Empty prompt")} if guided else {}
+    wires = {"negative": "empty.CONDITIONING"} if guided else {}
+    return Template(
+        columns={
+            "1  Models and prompts": {
+                **models,
+                "prompts": Node("DualProcessTrainingPrompts", PROMPTS, {"clip": text}, 320, 280),
+                **empty,
+            },
+            "2  What the critic is asked": {
+                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=320),
+                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=320),
+                "question": Node(
+                    "DualProcessVLMQuestion",
+                    {"question": f"{HORIZON} Answer with Yes or No."},
+                    {"overlay": "overlay.overlay"},
+                    320,
+                    224,
+                ),
+                "loss": Node(
+                    "DualProcessVQALoss",
+                    inputs={"critic": "critic.critic", "questions.question0": "question.question"},
+                    height=124,
+                    width=320,
+                ),
+            },
+            "3  Train and watch": {
+                "distill": distill({**source, **wires}, prompts="prompts.prompts", loss="loss.loss")
+            },
+            "4  Save": {
+                "save": Node(
+                    "DualProcessSaveDistilledLoRA",
+                    {"name": f"dual_process/{name}_horizon"},
+                    {"lora": "distill.lora"},
+                    300,
+                ),
+            },
+        },
+        note=f"## A horizon for {label}\n\nComfyUI offers to download the files of {label}. The critic is a "
+        "folder in models/VLM, such as Qwen2.5-VL-7B-Instruct from Hugging Face; or write its id "
+        "into *download* of *Load VLM Critic* (advanced).",
+        note_size=(300, 200),
+        lowered={1: 20},
+    )
 
 
 TEACH_A_HORIZON = teach(HORIZON, Node("DualProcessHorizonOverlay", {"position": 0.3}, width=300), "horizon")
@@ -281,75 +373,8 @@ TEMPLATES: dict[str, Template] = {
         note_below=0,
         lowered={1: 110, 2: 110},
     ),
-    "05_flux_schnell_teach_a_horizon": Template(
-        columns={
-            "1  Models and prompts": {
-                "unet": Node(
-                    "UNETLoader",
-                    {"unet_name": "flux1-schnell.safetensors"},
-                    width=320,
-                    models=[model("flux1-schnell.safetensors", FLUX, "diffusion_models")],
-                ),
-                "clip": Node(
-                    "DualCLIPLoader",
-                    {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"},
-                    width=320,
-                    models=[
-                        model("clip_l.safetensors", f"{ENCODERS}/clip_l.safetensors", "text_encoders"),
-                        model("t5xxl_fp16.safetensors", f"{ENCODERS}/t5xxl_fp16.safetensors", "text_encoders"),
-                    ],
-                ),
-                "vae": Node(
-                    "VAELoader",
-                    {"vae_name": "ae.safetensors"},
-                    width=320,
-                    models=[model("ae.safetensors", AE, "vae")],
-                ),
-                "prompts": Node(
-                    "DualProcessTrainingPrompts",
-                    {
-                        "text": "a photo of a wide landscape at noon\na painting of a harbour town by the sea\n"
-                        "a photo of a desert road at sunset\na photo of a wheat field under clouds",
-                        "held_out": "a photo of a lighthouse on a rocky shore\na watercolour of a mountain lake",
-                    },
-                    {"clip": "clip.CLIP"},
-                    320,
-                    280,
-                ),
-            },
-            "2  What the critic is asked": {
-                "critic": Node("DualProcessLoadVLMCritic", {"model": "Qwen2.5-VL-7B-Instruct"}, width=320),
-                "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=320),
-                "question": Node(
-                    "DualProcessVLMQuestion",
-                    {"question": f"{HORIZON} Answer with Yes or No."},
-                    {"overlay": "overlay.overlay"},
-                    320,
-                    224,
-                ),
-                "loss": Node(
-                    "DualProcessVQALoss",
-                    inputs={"critic": "critic.critic", "questions.question0": "question.question"},
-                    height=124,
-                    width=320,
-                ),
-            },
-            "3  Train and watch": {
-                "distill": distill(
-                    {"model": "unet.MODEL", "vae": "vae.VAE"}, prompts="prompts.prompts", loss="loss.loss"
-                ),
-            },
-            "4  Save": {
-                "save": Node(
-                    "DualProcessSaveDistilledLoRA", {"name": "dual_process/flux_horizon"}, {"lora": "distill.lora"}, 300
-                ),
-            },
-        },
-        note="## A horizon for Flux schnell\n\nComfyUI offers to download the files of Flux. The critic is a "
-        "folder in models/VLM, such as Qwen2.5-VL-7B-Instruct from Hugging Face; or write its id "
-        "into *download* of *Load VLM Critic* (advanced).",
-        note_size=(300, 200),
-        lowered={1: 20},
+    "05_flux_schnell_teach_a_horizon": teach_downloaded(
+        "Flux schnell", {"unet": unet("flux1-schnell.safetensors", FLUX), **FLUX_1_PARTS}, "flux_schnell"
     ),
     "06_demo_teach_a_horizon.app": Template(
         columns={
@@ -367,6 +392,62 @@ TEMPLATES: dict[str, Template] = {
         note_size=(300, 180),
         note_below=0,
         app=App(["question.question", "overlay.position", "distill.view"], ["picture"]),
+    ),
+    "07_flux_dev_teach_a_horizon": teach_downloaded(
+        "Flux dev",
+        {
+            "unet": unet("flux1-dev.safetensors", f"{COMFY_ORG}/flux1-dev/resolve/main"),
+            **FLUX_1_PARTS,
+        },
+        "flux_dev",
+    ),
+    "08_flux2_klein_teach_a_horizon": teach_downloaded(
+        "FLUX.2 klein",
+        {
+            "unet": unet("flux-2-klein-4b.safetensors", f"{KLEIN}/diffusion_models"),
+            "clip": clip("qwen_3_4b.safetensors", f"{KLEIN}/text_encoders", "flux2"),
+            "vae": vae(
+                "flux2-vae.safetensors",
+                f"{COMFY_ORG}/flux2-dev/resolve/main/split_files/vae",
+            ),
+        },
+        "flux2_klein",
+    ),
+    "09_z_image_turbo_teach_a_horizon": teach_downloaded(
+        "Z-Image turbo",
+        {
+            "unet": unet("z_image_turbo_bf16.safetensors", f"{Z_IMAGE}/diffusion_models"),
+            "clip": clip("qwen_3_4b.safetensors", f"{Z_IMAGE}/text_encoders", "lumina2"),
+            "vae": vae("ae.safetensors", f"{Z_IMAGE}/vae"),
+        },
+        "z_image_turbo",
+    ),
+    "10_qwen_image_teach_a_horizon": teach_downloaded(
+        "Qwen-Image",
+        {
+            "unet": unet("qwen_image_fp8_e4m3fn.safetensors", f"{QWEN}/diffusion_models"),
+            "clip": clip(
+                "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+                f"{QWEN}/text_encoders",
+                "qwen_image",
+            ),
+            "vae": vae("qwen_image_vae.safetensors", f"{QWEN}/vae"),
+        },
+        "qwen_image",
+        guided=True,
+    ),
+    "11_sdxl_teach_a_horizon": teach_downloaded(
+        "SDXL",
+        {
+            "checkpoint": Node(
+                "CheckpointLoaderSimple",
+                {"ckpt_name": "sd_xl_base_1.0.safetensors"},
+                width=320,
+                models=[model("sd_xl_base_1.0.safetensors", SDXL, "checkpoints")],
+            )
+        },
+        "sdxl",
+        guided=True,
     ),
 }
 

@@ -74,7 +74,9 @@ def main(horizon: Path, palette: Path) -> None:
     sheet([("before", strip.apply(base)), ("after", strip.apply(painted))], "02_demo_teach_a_palette")
     sheet([("without LoRA", base), ("with LoRA", line.apply(moved))], "03_demo_use_a_saved_lora")
     sheet(rows, "06_demo_teach_a_horizon.app", foot="As an app: a question, a line, Run.")
-    sheet(rows, "05_flux_schnell_teach_a_horizon", foot="For Flux schnell. Pictures: the demo model.")
+    for path in sorted({*FOLDER.glob("*.json")} - {*FOLDER.glob("*_demo_*.json")}):
+        label = path.stem.removesuffix("_teach_a_horizon").partition("_")[2].replace("_", " ")
+        sheet(rows, path.stem, foot=f"For {label}. Pictures: the demo model.")
     shown, captions = [], []
     pictures = torch.stack([moved[0], base[1], base[2]])
     for question in (Question(LINE, overlay=line), Question("Is it night?")):
