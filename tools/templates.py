@@ -175,7 +175,7 @@ def teach_downloaded(label: str, models: Mapping[str, Node], name: str, guided: 
         columns={
             "1  Models and prompts": {
                 **models,
-                "prompts": Node("DualProcessTrainingPrompts", PROMPTS, {"clip": text}, 320, 280),
+                "prompts": Node("DualProcessTrainingPrompts", PROMPTS, {"clip": text}, 320, 200 if guided else 280),
                 **empty,
             },
             "2  What the critic is asked": {
