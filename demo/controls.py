@@ -33,7 +33,7 @@ from .world import (
 
 DEFAULT_LINE = 0.3
 # Far palettes have hardly any right base picture to be an anchor, but lines can stay where they are.
-PALETTE_PENALTIES = {"anchors": 0.5, "structure": 0.2}
+PALETTE_PENALTIES = {"anchors": 0.5, "structure": 0.1}
 DEFAULT_PALETTE = ("#6a4a82", "#e89a5c", "#7a5068", "#4a3250")
 
 _TRAINED = [

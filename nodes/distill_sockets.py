@@ -183,7 +183,7 @@ class DistillLoRA(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Compute each block again in the backward pass: much less memory, a third more time, the "
-                    "same result. Flux models only; others train without it.",
+                    "same result.",
                 ),
                 io.Combo.Input(
                     "memory",

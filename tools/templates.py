@@ -230,7 +230,7 @@ TEMPLATES: dict[str, Template] = {
             PALETTE,
             Node("DualProcessPaletteOverlay", {"colors": COLORS}, width=300),
             "palette",
-            {"anchor_weight": 0.5, "structure_weight": 0.2},  # as the demo's own palette control
+            {"anchor_weight": 0.5, "structure_weight": 0.1},  # as the demo's own palette control
         ),
         note="## Teach a palette\n\nPress **Run**: nothing has to be downloaded. The critic is asked whether "
         "the picture matches the swatches along its bottom edge, and the LoRA learns to paint in these "
