@@ -106,6 +106,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             cfg=7.5,
             least_steps=10,
         ),
+        "z-image": Preset(
+            "Z-Image Turbo",
+            "The paper's for Flux, with the 8 steps and no guidance that diffusers gives for Z-Image-Turbo; Z-Image "
+            "itself wants more of both.",
+            PAPER,
+            steps=8,
+            distilled=True,
+            least_steps=4,
+        ),
     }
 )
 GENERAL = Preset(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .architecture import Architecture
 from .flux import FLUX
 from .stable_diffusion import STABLE_DIFFUSION
+from .z_image import Z_IMAGE
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION, Z_IMAGE)
 
 __all__ = ["ARCHITECTURES", "Architecture"]
