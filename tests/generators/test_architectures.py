@@ -51,7 +51,8 @@ def run_pipeline(tiny, pipeline, generator, seed, prompt=0, **options):
     size = generator._size(Sampling())
     noise = draw_noise([seed], size.channels, size.height, size.width)
     arguments = {"num_inference_steps": STEPS, "height": tiny.size, "width": tiny.size * 3 // 2, **tiny.options}
-    return pipeline(PROMPTS[prompt], latents=tiny.layout(noise), output_type="pt", **{**arguments, **options}).images
+    arguments |= {"prompt": PROMPTS[prompt], "latents": tiny.layout(noise), "output_type": "pt", **options}
+    return pipeline(**arguments).images
 
 
 def test_every_architecture_has_a_tiny_pipeline():
