@@ -106,6 +106,33 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             cfg=7.5,
             least_steps=10,
         ),
+        "flux-2-klein": Preset(
+            "FLUX.2 klein",
+            "The paper's for Flux schnell, with the 4 steps and no guidance that Black Forest Labs names for the "
+            "distilled klein; klein base wants more of both.",
+            PAPER,
+            steps=4,
+            distilled=True,
+            most_steps=8,
+        ),
+        "flux-2-dev": Preset(
+            "FLUX.2 dev",
+            "The paper's for Flux dev, with the 50 steps of diffusers' Flux2Pipeline; its guidance comes with the "
+            "prompt.",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=50,
+            distilled=True,
+            least_steps=8,
+        ),
+        "z-image": Preset(
+            "Z-Image Turbo",
+            "The paper's for Flux, with the 8 steps and no guidance that diffusers gives for Z-Image-Turbo; Z-Image "
+            "itself wants more of both.",
+            PAPER,
+            steps=8,
+            distilled=True,
+            least_steps=4,
+        ),
     }
 )
 GENERAL = Preset(

@@ -31,12 +31,14 @@ class LoraFile:
 def recognised(state: Mapping[str, Tensor]) -> LoraFile:
     """The architecture and the form of a LoRA's tensors, by their names.
 
-    Architectures with the same names (SD 1.x is part of SDXL's) convert alike, so the first one that fits is taken.
+    Where several architectures have these names, the first one whose `ratios` say that it is meant is taken. The others
+    (SD 1.x is part of SDXL's) convert alike, so the first one that fits is taken.
 
     Raises:
         LoraFileError: keys are none of a plain LoRA, or no known architecture has these layers.
     """
     layers = _layers(state)
+    found: list[LoraFile] = []
     for architecture in ARCHITECTURES:
         for format, prefix in _prefixes(architecture):
             if not all(name.startswith(prefix) for name in layers):
@@ -45,7 +47,10 @@ def recognised(state: Mapping[str, Tensor]) -> LoraFile:
             for host in HOSTS if format == "kohya" else (format,):
                 names = _kohya_names(architecture, bare, host) if format == "kohya" else _own(architecture, bare, host)
                 if len(names) == len(bare):
-                    return LoraFile(architecture, format, host, {names[name]: layer for name, layer in bare.items()})
+                    named = {names[name]: layer for name, layer in bare.items()}
+                    found.append(LoraFile(architecture, format, host, named))
+    if found:
+        return next((file for file in found if _meant(file)), found[0])
     known = ", ".join(architecture.label for architecture in ARCHITECTURES)
     raise LoraFileError(
         f"No known architecture ({known}) has the layers of this LoRA, such as {next(iter(layers))}. Text encoders' "
@@ -83,6 +88,17 @@ def _layers(state: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
     if partial := [name for name, row in rows.items() if not {0, 1} <= row.keys()]:
         raise LoraFileError(f"Expected A and B of each layer, but one is missing of {', '.join(partial[:3])}.")
     return {n: LoraLayer(r[0], r[1], float(r[2]) if 2 in r else float(len(r[0]))) for n, r in rows.items()}
+
+
+def _meant(file: LoraFile) -> bool:
+    """Whether the file has layers by whose shapes its architecture is told from others of the same names."""
+    rows = [
+        (inputs * len(layer.up), outputs * layer.down.shape[1])
+        for name, layer in file.layers.items()
+        for end, (inputs, outputs) in file.architecture.ratios.items()
+        if name.endswith(end)
+    ]
+    return bool(rows) and all(have == wanted for have, wanted in rows)
 
 
 def _prefixes(architecture: Architecture) -> Iterator[tuple[Format, str]]:

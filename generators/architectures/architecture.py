@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -104,6 +104,9 @@ class Architecture:
         combine: classifier-free guidance.
         kohya: the host whose layer names kohya's trainers write, with underscores.
         alphas: whether diffusers reads `.alpha` beside a transformer's LoRA in PEFT's names.
+        comfyui_config: what the model's configuration in ComfyUI says, where architectures share a class there.
+        ratios: inputs to outputs of layers by the ends of their names in ComfyUI, where another architecture has layers
+            of the same names.
     """
 
     label: str
@@ -128,3 +131,5 @@ class Architecture:
     combine: Callable[[Tensor, Tensor, float], Tensor] = plain_cfg
     kohya: Host = "comfyui"
     alphas: bool = True
+    comfyui_config: Config = field(default_factory=dict)
+    ratios: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -164,9 +164,13 @@ def file_name(model: Any) -> str:
 
 
 def known_architecture(model: Any) -> Architecture | None:
-    """The architecture of a ComfyUI model, by the class of its configuration; None where it is in no table."""
-    name = type(model.model_config).__name__
-    return next((architecture for architecture in ARCHITECTURES if name in architecture.comfyui), None)
+    """The architecture of a ComfyUI model, by its configuration and that one's class; None where it is in no table."""
+    name, config = type(model.model_config).__name__, model.model_config.unet_config
+    for architecture in ARCHITECTURES:
+        wanted = architecture.comfyui_config.items()
+        if name in architecture.comfyui and all(config.get(key) == value for key, value in wanted):
+            return architecture
+    return None
 
 
 def architecture_name(model: Any) -> str:

@@ -167,7 +167,8 @@ class DiffusersGenerator:
         """Copies of the LoRA's tensors with `.alpha`, float32 on the CPU, so that strength 1.0 is the model as trained.
 
         Args:
-            format: "diffusers" for `load_lora_weights` and recent ComfyUI, "comfyui" for the native, fused names.
+            format: "diffusers" for `load_lora_weights` and recent ComfyUI, "comfyui" for the native, fused names. Where
+                diffusers reads no `.alpha`, B is scaled instead.
 
         Raises:
             GeneratorError: another format, or no LoRA is attached.
@@ -179,7 +180,7 @@ class DiffusersGenerator:
         return write(layers, check_format(format), self.architecture)
 
     def load_lora_state_dict(self, state: Mapping[str, Tensor], targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
-        """Attaches the LoRA that `lora_state_dict("diffusers")` wrote, with its rank and alpha, in place of ours.
+        """Attaches the LoRA that `lora_state_dict("diffusers")` wrote, with the rank and alpha in it, in place of ours.
 
         Raises:
             LoraFileError: keys are missing or unexpected, or shapes differ; the attached LoRA is then untouched.

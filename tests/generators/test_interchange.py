@@ -25,10 +25,13 @@ def random_lora(architecture, alpha=3.0):
     layers = {}
     for block in architecture.blocks:
         for number in ("0", "1") if "{}" in block.diffusers else ("",):
-            for parts in block.layers.values():
+            for native, parts in block.layers.items():
+                ends = [ratio for end, ratio in architecture.ratios.items() if native.endswith(end)]
+                columns, height = ends[0] if ends else (1, 1)
                 for i, part in enumerate(parts):
-                    rows = WIDTH * (2 if i == 3 else 1)  # what a fused layer holds beside query, key and value
-                    matrices = (torch.randn(*shape, generator=random) for shape in ((RANK, WIDTH), (rows, RANK)))
+                    rows = WIDTH * (2 if i == 3 else height)  # what a fused layer holds beside query, key and value
+                    shapes = ((RANK, WIDTH * columns), (rows, RANK))
+                    matrices = (torch.randn(*shape, generator=random) for shape in shapes)
                     layers[f"{block.diffusers.replace('{}', number)}.{part}"] = LoraLayer(*matrices, alpha)
     return write(layers, "diffusers", architecture)
 
