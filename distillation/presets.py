@@ -77,6 +77,7 @@ DEMO: Mapping[str, Any] = MappingProxyType(
     }
 )
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
+UNTRIED = "training is the paper's for Flux, not tried on this model."
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -104,6 +105,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             steps=50,
             scheduler="ddim_uniform",
             cfg=7.5,
+            least_steps=10,
+        ),
+        "qwen-image": Preset(
+            "Qwen-Image",
+            f"Sampler steps and guidance are the defaults of diffusers' QwenImagePipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=50,
+            cfg=4.0,
             least_steps=10,
         ),
     }

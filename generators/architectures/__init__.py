@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .flux import FLUX
+from .qwen_image import QWEN_IMAGE
 from .stable_diffusion import STABLE_DIFFUSION
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION, QWEN_IMAGE)
 
 __all__ = ["ARCHITECTURES", "Architecture"]
