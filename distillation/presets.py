@@ -115,6 +115,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             cfg=4.0,
             least_steps=10,
         ),
+        "sana": Preset(
+            "Sana",
+            f"Sampler steps and guidance are the defaults of diffusers' SanaPipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=20,
+            cfg=4.5,
+            least_steps=10,
+        ),
     }
 )
 GENERAL = Preset(

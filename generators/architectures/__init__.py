@@ -5,8 +5,9 @@ from __future__ import annotations
 from .architecture import Architecture
 from .flux import FLUX
 from .qwen_image import QWEN_IMAGE
+from .sana import SANA
 from .stable_diffusion import STABLE_DIFFUSION
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION, QWEN_IMAGE)
+ARCHITECTURES: tuple[Architecture, ...] = (FLUX, STABLE_DIFFUSION, QWEN_IMAGE, SANA)
 
 __all__ = ["ARCHITECTURES", "Architecture"]
