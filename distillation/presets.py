@@ -123,6 +123,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             cfg=4.5,
             least_steps=10,
         ),
+        "chroma": Preset(
+            "Chroma",
+            f"Sampler steps and guidance are the defaults of diffusers' ChromaPipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=35,
+            cfg=5.0,
+            least_steps=10,
+        ),
     }
 )
 GENERAL = Preset(
