@@ -77,6 +77,7 @@ DEMO: Mapping[str, Any] = MappingProxyType(
     }
 )
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
+UNTRIED = "training is the paper's for Flux, not tried on this model."
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -132,6 +133,30 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             steps=8,
             distilled=True,
             least_steps=4,
+        ),
+        "qwen-image": Preset(
+            "Qwen-Image",
+            f"Sampler steps and guidance are the defaults of diffusers' QwenImagePipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=50,
+            cfg=4.0,
+            least_steps=10,
+        ),
+        "sana": Preset(
+            "Sana",
+            f"Sampler steps and guidance are the defaults of diffusers' SanaPipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=20,
+            cfg=4.5,
+            least_steps=10,
+        ),
+        "chroma": Preset(
+            "Chroma",
+            f"Sampler steps and guidance are the defaults of diffusers' ChromaPipeline; {UNTRIED}",
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            steps=35,
+            cfg=5.0,
+            least_steps=10,
         ),
     }
 )

@@ -55,6 +55,11 @@ def shapes_of(layer: torch.nn.Module) -> Shapes:
     return Shapes((layer.in_channels, *layer.kernel_size), (layer.out_channels, 1, 1))  # type: ignore[misc]
 
 
+def is_grouped(layer: torch.nn.Module) -> bool:
+    """Whether it is a convolution within groups of channels, of which a LoRA's rank would have to be a multiple."""
+    return getattr(layer, "groups", 1) != 1
+
+
 def gaussian_weights(shapes: Mapping[str, Shapes], rank: int, alpha: float, seed: int) -> LoraWeights:
     """A fresh LoRA for layers of `shapes`: A normal with deviation 1 / rank, B zero.
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from .architecture import Architecture
+from .chroma import CHROMA
 from .flux import FLUX
 from .flux_2 import FLUX_2_DEV, FLUX_2_KLEIN
+from .qwen_image import QWEN_IMAGE
+from .sana import SANA
 from .stable_diffusion import STABLE_DIFFUSION
 from .z_image import Z_IMAGE
 
-ARCHITECTURES: tuple[Architecture, ...] = (FLUX, FLUX_2_DEV, FLUX_2_KLEIN, STABLE_DIFFUSION, Z_IMAGE)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    FLUX,
+    FLUX_2_DEV,
+    FLUX_2_KLEIN,
+    STABLE_DIFFUSION,
+    Z_IMAGE,
+    QWEN_IMAGE,
+    SANA,
+    CHROMA,
+)
 
 __all__ = ["ARCHITECTURES", "Architecture"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -17,11 +18,13 @@ from ...core.residency import visiting
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
 from ..architectures.layers import splits
-from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, read, shapes_of, write
+from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
 from .denoising import EncodedPrompts, PipelineDenoiser
 from .peft_lora import AttachedLora
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 512  # pixels
 
@@ -113,7 +116,10 @@ class DiffusersGenerator:
 
     def _lora_shapes(self, targets: str) -> dict[str, Shapes]:
         """Of the layers that the targets choose; a layer that ComfyUI fuses with others is chosen with them."""
-        layers = [row for row in self._splits() if self._has(row[1])]
+        found = [row for row in self._splits() if self._has(row[1])]
+        layers = [row for row in found if not any(is_grouped(self.network.get_submodule(part)) for part in row[1])]
+        if left_out := len(found) - len(layers):
+            log.info("The LoRA leaves out %d convolutions within groups of channels: its rank is too low.", left_out)
         picked = chosen([(*parts, native) for native, parts in layers], targets)
         names = [part for (_, parts), take in zip(layers, picked, strict=True) if take for part in parts]
         return {name: shapes_of(self.network.get_submodule(name)) for name in names}

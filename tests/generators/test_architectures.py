@@ -138,7 +138,8 @@ def gradients(generator, draw):
         estimate = generator.estimate(draw)
         weights = torch.randn(estimate.prediction.shape, generator=torch.Generator().manual_seed(9))
         ((estimate.prediction * weights).mean() + estimate.image.mean()).backward()
-    found = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
+    # Of the last block, what makes text alone may reach no picture.
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in generator.lora_parameters().items()}
     for parameter in generator.lora_parameters().values():
         parameter.grad = None
     return found
