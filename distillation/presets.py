@@ -77,6 +77,7 @@ DEMO: Mapping[str, Any] = MappingProxyType(
     }
 )
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
+DEFAULTS = "Steps, guidance and size are the defaults of diffusers' {}; training is the paper's for Flux, untried here."
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -104,6 +105,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             steps=50,
             scheduler="ddim_uniform",
             cfg=7.5,
+            least_steps=10,
+        ),
+        "sd-xl": Preset(
+            "Stable Diffusion XL",
+            DEFAULTS.format("StableDiffusionXLPipeline"),
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            height=1024,
+            width=1024,
+            steps=50,
+            scheduler="ddim_uniform",
+            cfg=5.0,
             least_steps=10,
         ),
     }
