@@ -77,7 +77,7 @@ DEMO: Mapping[str, Any] = MappingProxyType(
     }
 )
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
-UNTRIED = "training is the paper's for Flux, not tried on this model."
+DEFAULTS = "Steps and guidance are the defaults of diffusers' {}; training is the paper's for Flux, untried here."
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -136,7 +136,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "qwen-image": Preset(
             "Qwen-Image",
-            f"Sampler steps and guidance are the defaults of diffusers' QwenImagePipeline; {UNTRIED}",
+            DEFAULTS.format("QwenImagePipeline"),
             {**PAPER, "anchors": Anchors(pool=16, least=8)},
             steps=50,
             cfg=4.0,
@@ -144,17 +144,28 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "sana": Preset(
             "Sana",
-            f"Sampler steps and guidance are the defaults of diffusers' SanaPipeline; {UNTRIED}",
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            REFERENCE,
+            {**PAPER, "learning_rate": 5e-6, "anchors": Anchors(pool=16, least=8)},
             steps=20,
             cfg=4.5,
             least_steps=10,
         ),
         "chroma": Preset(
             "Chroma",
-            f"Sampler steps and guidance are the defaults of diffusers' ChromaPipeline; {UNTRIED}",
+            DEFAULTS.format("ChromaPipeline"),
             {**PAPER, "anchors": Anchors(pool=16, least=8)},
             steps=35,
+            cfg=5.0,
+            least_steps=10,
+        ),
+        "sd-xl": Preset(
+            "Stable Diffusion XL",
+            DEFAULTS.format("StableDiffusionXLPipeline"),
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            height=1024,
+            width=1024,
+            steps=50,
+            scheduler="ddim_uniform",
             cfg=5.0,
             least_steps=10,
         ),

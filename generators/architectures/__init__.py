@@ -9,6 +9,7 @@ from .flux_2 import FLUX_2_DEV, FLUX_2_KLEIN
 from .qwen_image import QWEN_IMAGE
 from .sana import SANA
 from .stable_diffusion import STABLE_DIFFUSION
+from .stable_diffusion_xl import STABLE_DIFFUSION_XL
 from .z_image import Z_IMAGE
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -16,6 +17,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     FLUX_2_DEV,
     FLUX_2_KLEIN,
     STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
     Z_IMAGE,
     QWEN_IMAGE,
     SANA,

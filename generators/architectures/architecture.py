@@ -70,6 +70,10 @@ def plain_cfg(with_prompt: Tensor, without: Tensor, strength: float) -> Tensor:
     return without + strength * (with_prompt - without)
 
 
+def as_encoded(conditions: Conditions, config: Config) -> Conditions:
+    return conditions
+
+
 def same(latents: Tensor) -> Tensor:
     return latents
 
@@ -102,6 +106,7 @@ class Architecture:
         pack, unpack: latents [B, C, h, w] into the network's layout, and back.
         decode: VAE, latents [B, C, h, w] -> pictures in [-1, 1].
         combine: classifier-free guidance.
+        empty: what its second pass takes for the empty prompt, out of that prompt's conditions.
         kohya: the host whose layer names kohya's trainers write, with underscores.
         alphas: whether diffusers reads `.alpha` beside a transformer's LoRA in PEFT's names.
         comfyui_config: what the model's configuration in ComfyUI says, where architectures share a class there.
@@ -129,6 +134,7 @@ class Architecture:
     unpack: Callable[[Tensor, int, int], Tensor] = same_layout
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
     combine: Callable[[Tensor, Tensor, float], Tensor] = plain_cfg
+    empty: Callable[[Conditions, Config], Conditions] = as_encoded
     kohya: Host = "comfyui"
     alphas: bool = True
     comfyui_config: Config = field(default_factory=dict)

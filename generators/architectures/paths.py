@@ -21,7 +21,7 @@ class Path(Protocol):
         """A scheduler of our own that makes the noise levels; GeneratorError if this one's model is of another kind."""
         ...
 
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor: ...
+    def start(self, scheduler: Any, noise: Tensor, sigma: Tensor) -> Tensor: ...
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor: ...
 
@@ -43,7 +43,7 @@ class Flow:
             )
         return copy.deepcopy(scheduler)
 
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+    def start(self, scheduler: Any, noise: Tensor, sigma: Tensor) -> Tensor:
         return noise
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -76,7 +76,10 @@ class Diffusion:
             )
         return kind.from_config(config)
 
-    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+    def start(self, scheduler: Any, noise: Tensor, sigma: Tensor) -> Tensor:
+        euler = isinstance(scheduler, EulerDiscreteScheduler)
+        if euler and scheduler.config["timestep_spacing"] in ("linspace", "trailing"):
+            return noise * sigma  # as this scheduler starts where its first timestep is the last one of training
         return noise * torch.sqrt(1 + sigma**2)
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class PipelineDenoiser:
         return self._architecture.pack(noise).to(self._device)
 
     def start(self, seeds: Sequence[int]) -> Tensor:
-        return self._architecture.path.start(self._noise(seeds), self.sigmas[0])
+        return self._architecture.path.start(self._parts.scheduler, self._noise(seeds), self.sigmas[0])
 
     def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         architecture, kind = self._architecture, self._kind

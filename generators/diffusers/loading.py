@@ -41,7 +41,8 @@ def from_pipeline(
     theirs = getattr(pipeline, architecture.network)
     place: torch.device = device or theirs.device
     home = torch.device("cpu") if settings.offload else place
-    network, vae = (share_weights(part, home, dtype or part.dtype) for part in (theirs, pipeline.vae))
+    network = share_weights(theirs, home, dtype or theirs.dtype)
+    vae = share_weights(pipeline.vae, home, _vae_dtype(pipeline.vae, dtype or pipeline.vae.dtype))
     extra = _own_config(pipeline.config)
     encoded = encode_prompts(architecture, pipeline, prompts, {**network.config, **extra}, place)
     name = Path(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)).name
@@ -73,12 +74,18 @@ def from_pretrained(
     del encoders
     parts = kind.from_pretrained(source, **dict.fromkeys(architecture.encoders), **options)
     home = torch.device("cpu") if settings.offload else device
+    parts.vae.to(_vae_dtype(parts.vae, parts.vae.dtype))
     network, vae = (
         part.requires_grad_(False).to(home).eval() for part in (getattr(parts, architecture.network), parts.vae)
     )
     return DiffusersGenerator(
         architecture, network, vae, parts.scheduler, encoded, Path(source).name, settings, device, extra
     )
+
+
+def _vae_dtype(vae: Any, dtype: torch.dtype) -> torch.dtype:
+    """float32 where float16 would overflow, as the VAE's configuration says."""
+    return torch.float32 if dtype == torch.float16 and vae.config.get("force_upcast") else dtype
 
 
 def _check_whole(architecture: Architecture, pipeline: str, parts: Mapping[str, Any]) -> None:
@@ -105,7 +112,8 @@ def encode_prompts(
 
     with _visiting([getattr(pipeline, name) for name in architecture.encoders], device):
         guided = architecture.guidance(config).kind == "cfg"
-        return EncodedPrompts(tuple(prompts), tuple(map(encode, prompts)), encode("") if guided else None)
+        empty = architecture.empty(encode(""), config) if guided else None
+        return EncodedPrompts(tuple(prompts), tuple(map(encode, prompts)), empty)
 
 
 @contextmanager

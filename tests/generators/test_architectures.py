@@ -114,7 +114,7 @@ def trained(tiny, generator):
     with torch.no_grad():
         for name, parameter in generator.lora_parameters().items():
             if name.endswith("lora_B"):
-                parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.3)
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * tiny.lora)
     return generator
 
 

@@ -19,6 +19,7 @@ class Tiny:
     layout: Callable[[Any], Any] = lambda noise: noise  # noise [B, C, h, w] as the pipeline takes `latents`
     learning_rate: float = 0.05
     targets: str = "attention + feed-forward"
+    lora: float = 0.3  # deviation of a random LoRA's B; less where that makes a deep network chaotic
     size: int = 64  # pixels, the smaller side
     margin: float = 0.05  # by which thirty steps must move brightness and redness
 
