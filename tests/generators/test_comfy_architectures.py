@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,17 +115,18 @@ def trained(make):
 
 
 POINT = Draw((0, 1), (3, 4), (1, 1))
+UNMOVED = replace(POINT, base_trajectory=True)  # the roll-out up to here, which has no gradient, leaves the LoRA out
 
 
-def prediction(generator, scale=1.0):
+def prediction(generator, scale=1.0, draw=POINT):
     with generator.training(), torch.no_grad(), generator._scaled(scale):
-        return generator.estimate(POINT, ["prediction"]).prediction
+        return generator.estimate(draw, ["prediction"]).prediction
 
 
 def gradients(generator):
     """Of a fixed linear functional of the prediction, and its value."""
     with generator.training():
-        value = functional(generator.estimate(POINT, ["prediction"]).prediction)
+        value = functional(generator.estimate(UNMOVED, ["prediction"]).prediction)
         value.backward()
     found = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
     for parameter in generator.lora_parameters().values():
@@ -149,7 +151,7 @@ def test_gradients_are_those_of_finite_differences(trained):
         for sign in (step, -step):
             with torch.no_grad():
                 parameter.add_(direction * sign)
-                values.append(float(functional(prediction(trained))))
+                values.append(float(functional(prediction(trained, draw=UNMOVED))))
                 parameter.sub_(direction * sign)
         slope = float((found[name] * direction).sum())
         assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05), name
