@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,19 +115,21 @@ def trained(make):
 
 
 POINT = Draw((0, 1), (3, 4), (1, 1))
+BASE_POINT = replace(POINT, base_trajectory=True)  # the LoRA is in the step with gradient alone
 
 
-def prediction(generator, scale=1.0):
+def prediction(generator, scale=1.0, point=POINT):
     with generator.training(), torch.no_grad(), generator._scaled(scale):
-        return generator.estimate(POINT, ["prediction"]).prediction
+        return generator.estimate(point, ["prediction"]).prediction
 
 
 def gradients(generator):
     """Of a fixed linear functional of the prediction, and its value."""
     with generator.training():
-        value = functional(generator.estimate(POINT, ["prediction"]).prediction)
+        value = functional(generator.estimate(BASE_POINT, ["prediction"]).prediction)
         value.backward()
-    found = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
+    # Of the last block, what makes text alone may reach no picture.
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in generator.lora_parameters().items()}
     for parameter in generator.lora_parameters().values():
         parameter.grad = None
     return found
@@ -149,10 +152,10 @@ def test_gradients_are_those_of_finite_differences(trained):
         for sign in (step, -step):
             with torch.no_grad():
                 parameter.add_(direction * sign)
-                values.append(float(functional(prediction(trained))))
+                values.append(float(functional(prediction(trained, point=BASE_POINT))))
                 parameter.sub_(direction * sign)
         slope = float((found[name] * direction).sum())
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05), name
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.01), name
 
 
 def test_checkpointed_gradients_are_the_plain_ones(make, trained):
