@@ -16,7 +16,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-Weights = list[tuple[dict[str, Any], str, Tensor]]  # a module's table of parameters or buffers, a name, a tensor
+Weights = list[tuple[dict[str, Any], str, Tensor]]  # a table of parameters, buffers or attributes, a name, a tensor
 
 
 def plain_weights(module: nn.Module) -> Weights:
@@ -30,6 +30,14 @@ def plain_weights(module: nn.Module) -> Weights:
                     parameter = nn.Parameter(value, requires_grad=False) if table is part._parameters else value
                     weights.append((table, name, parameter))
     return weights
+
+
+def plain_attributes(thing: Any) -> Weights:
+    """The inference tensors among an object's attributes, as plain tensors over the same memory."""
+    table = vars(thing)
+    return [
+        (table, n, plain(value)) for n, value in table.items() if isinstance(value, Tensor) and value.is_inference()
+    ]
 
 
 def plain(tensor: Any) -> Tensor:

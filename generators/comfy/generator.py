@@ -249,7 +249,8 @@ class ComfyGenerator:
         with ExitStack() as stack:
             stack.enter_context(loaded(self.model, self.vae, self.loaded_with, self._all_conditionings, shape))
             stack.enter_context(leave_inference_mode(grad))
-            stack.enter_context(trainable_through([self.model.model, self.vae.first_stage_model]))
+            model = self.model.model
+            stack.enter_context(trainable_through([model, self.vae.first_stage_model], model.latent_format))
             stack.enter_context(differentiable(self._network, self._checkpointing))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from ...comfy_host.weights import overridden_forward, placed, plain_weights
+from ...comfy_host.weights import overridden_forward, placed, plain_attributes, plain_weights
 from .blocks import blocks
 
 
@@ -28,9 +28,13 @@ def leave_inference_mode(grad: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def trainable_through(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory."""
-    with placed([weight for module in modules for weight in plain_weights(module)]):
+def trainable_through(modules: Iterable[nn.Module], latent_format: Any) -> Iterator[None]:
+    """While entered, the modules' parameters and buffers are frozen plain tensors over the same memory.
+
+    So are the means and deviations of latents that some formats hold, such as Wan's.
+    """
+    weights = [weight for module in modules for weight in plain_weights(module)]
+    with placed([*weights, *plain_attributes(latent_format)]):
         yield
 
 

@@ -128,7 +128,8 @@ def gradients(generator):
     with generator.training():
         value = functional(generator.estimate(UNMOVED, ["prediction"]).prediction)
         value.backward()
-    found = {name: p.grad.clone() for name, p in generator.lora_parameters().items()}
+    # Of the last block, what makes text alone may reach no picture.
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in generator.lora_parameters().items()}
     for parameter in generator.lora_parameters().values():
         parameter.grad = None
     return found
@@ -154,7 +155,7 @@ def test_gradients_are_those_of_finite_differences(trained):
                 values.append(float(functional(prediction(trained, draw=UNMOVED))))
                 parameter.sub_(direction * sign)
         slope = float((found[name] * direction).sum())
-        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.05), name
+        assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=0.01), name
 
 
 def test_checkpointed_gradients_are_the_plain_ones(make, trained):

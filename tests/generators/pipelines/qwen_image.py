@@ -48,19 +48,24 @@ def build_text_encoder():
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
 
 
+def build_transformer():
+    transformer = QwenImageTransformer2DModel(
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+    for parameter in transformer.parameters():  # larger weights, so that layers and prompts matter
+        parameter.data.mul_(1.5)
+    transformer.proj_out.weight.data.mul_(4)
+    return transformer
+
+
 def build():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        transformer = QwenImageTransformer2DModel(
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
-            axes_dims_rope=(4, 6, 6),
-        ).eval()
-        for parameter in transformer.parameters():  # larger weights, so that layers and prompts matter
-            parameter.data.mul_(1.5)
-        transformer.proj_out.weight.data.mul_(4)
+        transformer = build_transformer()
         vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
         text_encoder = build_text_encoder()
     unclamped = SimpleNamespace(
