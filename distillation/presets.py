@@ -169,6 +169,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             cfg=5.0,
             least_steps=10,
         ),
+        "sd-3": Preset(
+            "Stable Diffusion 3",
+            DEFAULTS.format("StableDiffusion3Pipeline"),
+            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            height=1024,
+            width=1024,
+            steps=28,
+            cfg=7.0,
+            least_steps=10,
+        ),
     }
 )
 GENERAL = Preset(

@@ -31,8 +31,9 @@ class LoraFile:
 def recognised(state: Mapping[str, Tensor]) -> LoraFile:
     """The architecture and the form of a LoRA's tensors, by their names.
 
-    Where several architectures have these names, the first one whose `ratios` say that it is meant is taken. The others
-    (SD 1.x is part of SDXL's) convert alike, so the first one that fits is taken.
+    Where several architectures have these names, the first one whose `ratios` say that it is meant is taken, else one
+    with no kind of block that the file leaves out: SD 3's are Flux's without single blocks. What is left (SD 1.x is
+    part of SDXL's) converts alike.
 
     Raises:
         LoraFileError: keys are none of a plain LoRA, or no known architecture has these layers.
@@ -50,7 +51,7 @@ def recognised(state: Mapping[str, Tensor]) -> LoraFile:
                     named = {names[name]: layer for name, layer in bare.items()}
                     found.append(LoraFile(architecture, format, host, named))
     if found:
-        return next((file for file in found if _meant(file)), found[0])
+        return next((file for file in found if _meant(file)), min(found, key=_left_out))
     known = ", ".join(architecture.label for architecture in ARCHITECTURES)
     raise LoraFileError(
         f"No known architecture ({known}) has the layers of this LoRA, such as {next(iter(layers))}. Text encoders' "
@@ -99,6 +100,12 @@ def _meant(file: LoraFile) -> bool:
         if name.endswith(end)
     ]
     return bool(rows) and all(have == wanted for have, wanted in rows)
+
+
+def _left_out(file: LoraFile) -> int:
+    """How many kinds of blocks of its architecture have no layer in the file."""
+    names = [block.name(file.host).split("{}")[0] for block in file.architecture.blocks]
+    return sum(not any(layer.startswith(name) for layer in file.layers) for name in names)
 
 
 def _prefixes(architecture: Architecture) -> Iterator[tuple[Format, str]]:

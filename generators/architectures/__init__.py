@@ -9,6 +9,7 @@ from .flux_2 import FLUX_2_DEV, FLUX_2_KLEIN
 from .qwen_image import QWEN_IMAGE
 from .sana import SANA
 from .stable_diffusion import STABLE_DIFFUSION
+from .stable_diffusion_3 import STABLE_DIFFUSION_3
 from .stable_diffusion_xl import STABLE_DIFFUSION_XL
 from .z_image import Z_IMAGE
 
@@ -18,6 +19,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     FLUX_2_KLEIN,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_XL,
+    STABLE_DIFFUSION_3,
     Z_IMAGE,
     QWEN_IMAGE,
     SANA,

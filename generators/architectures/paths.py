@@ -129,6 +129,13 @@ def flow_sigmas(scheduler: Any, steps: int, mu: float | None = None) -> Tensor:
     return torch.as_tensor(scheduler.sigmas)
 
 
+def own_flow_sigmas(scheduler: Any, steps: int, mu: float | None = None) -> Tensor:
+    """Noise levels [steps + 1] from about 1 to 0, float32, in the scheduler's own spacing, shifted by `mu`."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps, mu=mu, device="cpu")
+    return torch.as_tensor(scheduler.sigmas)
+
+
 def shift_by_size(scheduler: Any, tokens: int) -> float:
     """Flux's `mu`: linear in the number of image tokens, between the ends that the scheduler's configuration names."""
     config: Any = scheduler.config

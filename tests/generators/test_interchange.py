@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dual_process.cli import app
 from dual_process.core.errors import LoraFileError
 from dual_process.generators.architectures import ARCHITECTURES
+from dual_process.generators.architectures.stable_diffusion_3 import STABLE_DIFFUSION_3
 from dual_process.generators.interchange import converted, recognised
 from dual_process.generators.lora import LoraLayer, write
 
@@ -55,6 +56,14 @@ def test_there_and_back_changes_nothing(architecture, there):
         assert found.keys() == wanted.keys()
         for name, change in wanted.items():
             torch.testing.assert_close(found[name], change, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_stable_diffusion_3_is_not_taken_for_flux():
+    state = {name: tensor for name, tensor in random_lora(STABLE_DIFFUSION_3).items() if ".attn2." not in name}
+    plain = {name: tensor for name, tensor in state.items() if ".norm1." not in name}
+    for kept in (state, plain):
+        assert recognised(kept).architecture is STABLE_DIFFUSION_3
+        assert all(name.startswith("diffusion_model.joint_blocks.") for name in converted(kept, "comfyui"))
 
 
 def test_what_comfyui_fuses_comes_back_as_small_as_it_was():

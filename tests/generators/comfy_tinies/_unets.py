@@ -39,7 +39,7 @@ def load(kind, unet, heads, **config):
     state = {name: tensor.detach().clone() for name, tensor in unet.state_dict().items()}
     with (
         torch.inference_mode(),
-        mock.patch.object(comfy.model_detection, "model_config_from_diffusers_unet", lambda _: found),
+        mock.patch.object(comfy.model_detection, "model_config_from_diffusers_unet", return_value=found),
     ):
         model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
         assert not state  # every weight has found its place
