@@ -306,13 +306,13 @@ def convert(
     """Writes a LoRA under another tool's key names; its numbers and metadata stay."""
     with clear_errors():
         from .core.tensor_file import read_tensors, write_tensors
-        from .generators.interchange import converted
+        from .generators.interchange import architecture_of, converted
 
         target = output or file.with_name(f"{file.stem}.{to.value}.safetensors")
         if target.exists():
             raise LoraFileError(f"{target} is there already. Choose another name with --output.")
         tensors, metadata = read_tensors(file)
-        write_tensors(target, converted(tensors, to.value), metadata)
+        write_tensors(target, converted(tensors, to.value, architecture_of(metadata)), metadata)
         console.print(f"Wrote {target}", soft_wrap=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import LoraFileError
-from .interchange import recognised
+from .interchange import architecture_of, recognised
 
 
 def facts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -31,7 +31,7 @@ def facts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterato
         history = _json(metadata, "dual_process.history")
         yield "trained", _training(recipe, history)
         yield "prompts", "; ".join(recipe.get("prompts", [])) or "CONDITIONINGs without texts"
-    yield "layers", _layers(tensors)
+    yield "layers", _layers(tensors, architecture_of(metadata))
     if metadata.get("modelspec.date"):
         yield "made on", metadata["modelspec.date"]
 
@@ -60,9 +60,9 @@ def _training(recipe: Mapping[str, Any], history: Mapping[str, Any]) -> str:
     return ", ".join([f"{steps} steps ({ended})", *rest])
 
 
-def _layers(tensors: Mapping[str, Tensor]) -> str:
+def _layers(tensors: Mapping[str, Tensor], name: str) -> str:
     try:
-        file = recognised(tensors)
+        file = recognised(tensors, name)
     except LoraFileError as error:
         return f"{len(tensors)} tensors. {error}"
     ranks = sorted({len(layer.down) for layer in file.layers.values()})

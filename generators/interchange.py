@@ -28,12 +28,12 @@ class LoraFile:
     layers: Mapping[str, LoraLayer]
 
 
-def recognised(state: Mapping[str, Tensor]) -> LoraFile:
+def recognised(state: Mapping[str, Tensor], name: str = "") -> LoraFile:
     """The architecture and the form of a LoRA's tensors, by their names.
 
-    Where several architectures have these names, the first one whose `ratios` say that it is meant is taken, else one
-    with no kind of block that the file leaves out: SD 3's are Flux's without single blocks. What is left (SD 1.x is
-    part of SDXL's) converts alike.
+    Where several architectures have these names, the one called `name` is taken, else the first one whose `ratios` say
+    that it is meant, else one with no kind of block that the file leaves out: SD 3's are Flux's without single blocks.
+    What is left (SD 1.x is part of SDXL's) converts alike.
 
     Raises:
         LoraFileError: keys are none of a plain LoRA, or no known architecture has these layers.
@@ -48,8 +48,10 @@ def recognised(state: Mapping[str, Tensor]) -> LoraFile:
             for host in HOSTS if format == "kohya" else (format,):
                 names = _kohya_names(architecture, bare, host) if format == "kohya" else _own(architecture, bare, host)
                 if len(names) == len(bare):
-                    named = {names[name]: layer for name, layer in bare.items()}
-                    found.append(LoraFile(architecture, format, host, named))
+                    full = {names[bare_name]: layer for bare_name, layer in bare.items()}
+                    found.append(LoraFile(architecture, format, host, full))
+    if named := [file for file in found if name in file.architecture.comfyui.values()]:
+        return named[0]
     if found:
         return next((file for file in found if _meant(file)), min(found, key=_left_out))
     known = ", ".join(architecture.label for architecture in ARCHITECTURES)
@@ -59,13 +61,13 @@ def recognised(state: Mapping[str, Tensor]) -> LoraFile:
     )
 
 
-def converted(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
-    """A LoRA's tensors under another host's names, of the same dtype, exact.
+def converted(state: Mapping[str, Tensor], format: Format, name: str = "") -> dict[str, Tensor]:
+    """A LoRA's tensors under another host's names, of the same dtype, exact; `name` is its architecture's, if known.
 
     Raises:
         LoraFileError: the file is not recognised, or the other host has no name for a layer.
     """
-    file = recognised(state)
+    file = recognised(state, name)
     architecture = file.architecture
     host: Host = architecture.kohya if format == "kohya" else format
     layers = file.layers
@@ -141,3 +143,8 @@ def _forms(block: Block, host: Host) -> Iterator[tuple[re.Pattern[str], str]]:
         for layer in (native,) if host == "comfyui" else parts:
             full = f"{block.name(host)}.{layer}"
             yield re.compile(re.escape(full.replace(".", "_")).replace(r"\{\}", r"(\d+)")), full
+
+
+def architecture_of(metadata: Mapping[str, str]) -> str:
+    """The architecture's name as a LoRA's metadata says it, empty where they do not."""
+    return metadata.get("modelspec.architecture", "").removesuffix("/lora")

@@ -94,6 +94,19 @@ def test_a_part_of_a_fused_layer_has_no_name_in_comfyui():
         converted(state, "comfyui")
 
 
+def test_the_name_in_the_metadata_decides_between_architectures_of_the_same_layers():
+    attention = {
+        f"transformer.transformer_blocks.0.attn.{layer}.lora_{part}.weight": torch.randn(*shape)
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+        for part, shape in (("A", (2, WIDTH)), ("B", (WIDTH, 2)))
+    }
+    for name, key in (
+        ("flux-1-dev", "double_blocks.0.img_attn.proj"),
+        ("qwen-image", "transformer_blocks.0.attn.to_q"),
+    ):
+        assert f"diffusion_model.{key}.lora_down.weight" in converted(attention, "comfyui", name)
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
 
