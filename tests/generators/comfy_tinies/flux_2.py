@@ -9,7 +9,7 @@ from dual_process.generators.architectures.layers import splits
 
 from . import ComfyTiny
 
-TEXT, LENGTH = 96, 5
+TEXT, LENGTH = 96, 512  # ComfyUI fills shorter sequences up with zeros, which a LoRA would move all at once
 OUTSIDE = {  # of the blocks, diffusers' names -> Black Forest Labs' own
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
@@ -34,9 +34,10 @@ def transformer(flavour):
     """In diffusers; the head's width is fixed by ComfyUI."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        found = build_transformer(flavour == "dev", heads=1, axes=(32, 32, 32, 32))
+        found = build_transformer(flavour == "dev", heads=1, axes=(32, 32, 32, 32), single_layers=1)
     for parameter in found.parameters():  # larger weights, so that layers and prompts matter
         parameter.data.mul_(1.5)
+    found.proj_out.weight.data.mul_(4)  # so that a LoRA in the blocks can be seen
     return found.requires_grad_(False)
 
 
@@ -55,15 +56,15 @@ def native(state):
     return {**found, "final_layer.adaLN_modulation.1.weight": torch.cat([shift, scale])}
 
 
-def build_vae():
-    """ComfyUI fixes the multiples of its width, and that its groups of channels are 32."""
+def vae_weights():
+    """A decoder as narrow as ComfyUI's 32 groups of channels allow, if they are not to fix each channel's mean."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        widths = {"block_out_channels": (128, 256, 512, 512), "decoder_block_out_channels": (32, 64, 128, 128)}
-        vae = AutoencoderKLFlux2(**widths)
+        vae = AutoencoderKLFlux2(block_out_channels=(32,) * 4, decoder_block_out_channels=(64, 128, 256, 256))
         vae.bn.running_mean.normal_(std=0.1)
         vae.bn.running_var.uniform_(0.5, 2.0)
-    return vae.eval()
+    state = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+    return {name: tensor for name, tensor in state.items() if "encoder" not in name}
 
 
 def build(flavour):
@@ -72,8 +73,7 @@ def build(flavour):
     with torch.inference_mode():
         state = native({name: t.detach().clone() for name, t in transformer(flavour).state_dict().items()})
         model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
-        vae = {name: t.detach().clone() for name, t in build_vae().state_dict().items()}
-        return model, comfy.sd.VAE(sd=vae, dtype=torch.float32)
+        return model, comfy.sd.VAE(sd=vae_weights(), dtype=torch.float32)
 
 
 def conditioning(number):
@@ -82,6 +82,6 @@ def conditioning(number):
 
 
 TINIES = [
-    ComfyTiny(f"flux-2-{flavour}", lambda flavour=flavour: build(flavour), conditioning, (1, 128, 4, 4), {"steps": 3})
+    ComfyTiny(f"flux-2-{flavour}", lambda flavour=flavour: build(flavour), conditioning, (1, 128, 2, 2), {"steps": 3})
     for flavour in ("klein", "dev")
 ]

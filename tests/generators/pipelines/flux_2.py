@@ -42,10 +42,10 @@ def build_vae():
     return vae.eval()
 
 
-def build_transformer(guidance, heads=2, axes=(4, 4, 4, 4)):
+def build_transformer(guidance, heads=2, axes=(4, 4, 4, 4), single_layers=2):
     return Flux2Transformer2DModel(
         num_layers=1,
-        num_single_layers=2,
+        num_single_layers=single_layers,
         attention_head_dim=sum(axes),
         num_attention_heads=heads,
         joint_attention_dim=3 * WIDTH,
