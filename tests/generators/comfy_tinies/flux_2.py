@@ -9,7 +9,7 @@ from dual_process.generators.architectures.layers import splits
 
 from . import ComfyTiny
 
-TEXT, LENGTH = 96, 5
+TEXT, LENGTH = 96, 512  # ComfyUI fills shorter sequences up with zeros, which a LoRA would move all at once
 OUTSIDE = {  # of the blocks, diffusers' names -> Black Forest Labs' own
     "x_embedder": "img_in",
     "context_embedder": "txt_in",
@@ -35,7 +35,9 @@ def transformer(flavour):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         found = build_transformer(flavour == "dev", heads=1, axes=(32, 32, 32, 32), single_layers=1)
-    found.proj_out.weight.data.mul_(6)  # so that a LoRA in the blocks can be seen
+    for parameter in found.parameters():  # larger weights, so that layers and prompts matter
+        parameter.data.mul_(1.5)
+    found.proj_out.weight.data.mul_(4)  # so that a LoRA in the blocks can be seen
     return found.requires_grad_(False)
 
 
