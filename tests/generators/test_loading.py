@@ -108,8 +108,8 @@ def test_names_the_supported_pipelines(tmp_path):
     )
     with pytest.raises(GeneratorError, match=r"FluxPipeline.*got DDPMPipeline"):
         load_generator(DDPMPipeline(unet, DDPMScheduler()), ["a sea"])
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
-    with pytest.raises(GeneratorError, match=r"FluxPipeline.*got SanaPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    with pytest.raises(GeneratorError, match=r"FluxPipeline.*got KandinskyPipeline"):
         load_generator(tmp_path, ["a sea"])
 
 
