@@ -64,6 +64,8 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "anchors": Anchors(pool=32, least=8),
     }
 )
+# For models whose pictures take many steps: fewer of them are made before training.
+MANY_STEPS: Mapping[str, Any] = MappingProxyType({**PAPER, "anchors": Anchors(pool=16, least=8)})
 DEMO: Mapping[str, Any] = MappingProxyType(
     {
         **PAPER,
@@ -93,7 +95,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "flux-1-schnell": Preset("Flux schnell", REFERENCE, PAPER, distilled=True, most_steps=8),
         "flux-1-dev": Preset(
-            *("Flux dev", REFERENCE, {**PAPER, "anchors": Anchors(pool=16, least=8)}),
+            *("Flux dev", REFERENCE, MANY_STEPS),
             steps=28,
             distilled=True,
             least_steps=8,
@@ -101,7 +103,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd-1": Preset(
             "Stable Diffusion 1.x",
             REFERENCE,
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             steps=50,
             scheduler="ddim_uniform",
             cfg=7.5,
@@ -120,7 +122,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "FLUX.2 dev",
             "The paper's for Flux dev, with the 50 steps of diffusers' Flux2Pipeline; its guidance comes with the "
             "prompt.",
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             steps=50,
             distilled=True,
             least_steps=8,
@@ -137,7 +139,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "qwen-image": Preset(
             "Qwen-Image",
             DEFAULTS.format("QwenImagePipeline"),
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             steps=50,
             cfg=4.0,
             least_steps=10,
@@ -145,7 +147,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sana": Preset(
             "Sana",
             REFERENCE,
-            {**PAPER, "learning_rate": 5e-6, "anchors": Anchors(pool=16, least=8)},
+            {**MANY_STEPS, "learning_rate": 5e-6},
             steps=20,
             cfg=4.5,
             least_steps=10,
@@ -153,7 +155,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "chroma": Preset(
             "Chroma",
             DEFAULTS.format("ChromaPipeline"),
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             steps=35,
             cfg=5.0,
             least_steps=10,
@@ -161,7 +163,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd-xl": Preset(
             "Stable Diffusion XL",
             DEFAULTS.format("StableDiffusionXLPipeline"),
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             height=1024,
             width=1024,
             steps=50,
@@ -172,7 +174,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sd-3": Preset(
             "Stable Diffusion 3",
             DEFAULTS.format("StableDiffusion3Pipeline"),
-            {**PAPER, "anchors": Anchors(pool=16, least=8)},
+            MANY_STEPS,
             height=1024,
             width=1024,
             steps=28,
@@ -184,7 +186,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 GENERAL = Preset(
     "any other model",
     "The paper's for Flux, with 20 sampler steps: look at the result, and choose your own.",
-    {**PAPER, "anchors": Anchors(pool=16, least=8)},
+    MANY_STEPS,
     steps=20,
 )
 
