@@ -17,7 +17,7 @@ from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Es
 from ...core.residency import visiting
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
-from ..architectures.layers import splits
+from ..architectures.layers import Split, splits
 from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
@@ -116,23 +116,19 @@ class DiffusersGenerator:
 
     def _lora_shapes(self, targets: str) -> dict[str, Shapes]:
         """Of the layers that the targets choose; a layer that ComfyUI fuses with others is chosen with them."""
-        found = [row for row in self._splits() if self._has(row[1])]
-        layers = [row for row in found if not any(is_grouped(self.network.get_submodule(part)) for part in row[1])]
+        modules = dict(self.network.named_modules())
+        found = [row for row in self._splits() if all(part in modules for part in row[1])]
+        layers = [row for row in found if not any(is_grouped(modules[part]) for part in row[1])]
         if left_out := len(found) - len(layers):
             log.info("The LoRA leaves out %d convolutions within groups of channels: its rank is too low.", left_out)
         picked = chosen([(*parts, native) for native, parts in layers], targets)
         names = [part for (_, parts), take in zip(layers, picked, strict=True) if take for part in parts]
-        return {name: shapes_of(self.network.get_submodule(name)) for name in names}
+        return {name: shapes_of(modules[name]) for name in names}
 
-    def _has(self, names: Sequence[str]) -> bool:
-        return all(name in self._modules for name in names)
-
-    @property
-    def _modules(self) -> Mapping[str, nn.Module]:
-        return dict(self.network.named_modules())
-
-    def _splits(self) -> list[tuple[str, tuple[str, ...]]]:
-        return list(splits(self.architecture.blocks, self._modules, "diffusers"))
+    def _splits(self) -> list[Split]:
+        """Every layer of the architecture's table in the network's blocks; a network may lack some of them."""
+        names = [name for name, _ in self.network.named_modules()]
+        return list(splits(self.architecture.blocks, names, "diffusers"))
 
     def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
         """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
