@@ -187,8 +187,6 @@ def test_the_lora_loads_into_comfyui(comfy, tiny, models, make, trained, caplog,
 
 @pytest.mark.parametrize("question", MEASURES)
 def test_thirty_steps_move_what_the_critic_asks_for(tiny, make, question):
-    if not tiny.learns:
-        pytest.skip("not shown: thirty steps moved this random UNet by chance only, under every setting that was tried")
     generator = make()
     pictures = ([0, 1], [11, 12])
     before = MEASURES[question](generator.sample(*pictures)).mean()

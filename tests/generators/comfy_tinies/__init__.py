@@ -21,4 +21,3 @@ class ComfyTiny:
     conditioning: Callable[[int], Any]  # CONDITIONING of a prompt's number
     latent: tuple[int, ...]  # shape of a LATENT's samples
     options: dict[str, Any] = field(default_factory=dict)  # of ComfyGenerator: cfg, steps, scheduler …
-    learns: bool = True  # whether thirty steps have been shown to move this random model

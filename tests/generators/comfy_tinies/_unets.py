@@ -2,7 +2,8 @@
 
 ComfyUI knows UNets by their full size only, so its look at the weights is replaced; converting them from diffusers'
 names, making the model and loading the weights are its own. The look itself is tested by `test_comfy_sd.py` for SD 1.x,
-and not at all for SDXL. Of diffusers' tiny UNets the widths have to grow to ComfyUI's 32 groups of channels.
+and not at all for SDXL. The width: ComfyUI has 32 groups of channels, and were each of one channel, normalisation
+would hold every channel's mean, and with it the brightness of the picture, whatever is learned.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from unittest import mock
 import torch
 from diffusers import AutoencoderTiny
 
-WIDTHS, GROUPS = (32, 64), 32
+WIDTHS, GROUPS = (128, 256), 32
 CONFIG = {
     "use_checkpoint": False,
     "image_size": 32,

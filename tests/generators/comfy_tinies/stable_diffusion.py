@@ -27,4 +27,4 @@ def conditioning(number):
     return [[torch.randn(1, 77, WIDTH, generator=torch.Generator().manual_seed(number)), {}]]
 
 
-TINIES = [ComfyTiny("sd-1", build, conditioning, (1, 4, 8, 8), {"cfg": 4.0, "scheduler": "normal"}, learns=False)]
+TINIES = [ComfyTiny("sd-1", build, conditioning, (1, 4, 8, 8), {"cfg": 4.0, "scheduler": "normal"})]

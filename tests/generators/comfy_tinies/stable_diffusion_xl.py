@@ -30,4 +30,4 @@ def conditioning(number):
     return [[sequence, {"pooled_output": pooled}]]
 
 
-TINIES = [ComfyTiny("sd-xl", build, conditioning, (1, 4, 8, 8), {"cfg": 4.0, "scheduler": "normal"}, learns=False)]
+TINIES = [ComfyTiny("sd-xl", build, conditioning, (1, 4, 8, 8), {"cfg": 4.0, "scheduler": "normal"})]
