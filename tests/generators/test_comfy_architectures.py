@@ -11,6 +11,7 @@ import pytest
 import torch
 from analytic import MEASURES, AnalyticCritic
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from dual_process.core.protocols import Draw
 from dual_process.distillation import Question, Recipe, distill
@@ -29,7 +30,7 @@ def tiny(request):
 
 @pytest.fixture(scope="module")
 def models(comfy, tiny):
-    model, vae = tiny.build()
+    model, vae = tiny.build(torch.float32)
     with torch.inference_mode():
         centre(vae, empty(tiny)["samples"].shape)
     return model, vae
@@ -166,6 +167,29 @@ def test_checkpointed_gradients_are_the_plain_ones(make, trained):
     assert size > 0
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-4 * size, rtol=1e-4, msg=name)
+
+
+def test_bases_in_fp8_train(tiny, make, trained):
+    exact, model = gradients(trained), tiny.build(torch.float8_e4m3fn)[0]
+    assert torch.float8_e4m3fn in {p.dtype for p in model.model.diffusion_model.parameters()}
+    found = []
+    for frugal in (False, True):
+        generator = make(model, gradient_checkpointing=frugal)
+        generator.load_lora_state_dict(trained.lora_state_dict("comfyui"))
+        found.append(gradients(generator))
+    wanted = prediction(trained)
+    off = float((prediction(generator) - wanted).norm() / wanted.norm())
+    turned = 1 - float(F.cosine_similarity(whole(found[0]), whole(exact), dim=0))
+    print(f"{tiny.name}: an fp8 base moves the prediction by {off:.3f} and turns the gradient by {turned:.4f}")
+    assert 0 < off < 0.15
+    assert turned < 0.03
+    torch.testing.assert_close(
+        whole(found[1]), whole(found[0]), atol=1e-4 * float(whole(found[0]).abs().max()), rtol=1e-4
+    )
+
+
+def whole(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 @pytest.mark.parametrize("form", ["comfyui", "diffusers", "kohya"])

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 
-def load_reduced(weights, **widths):
+def load_reduced(weights, dtype, **widths):
     """MODEL of weights under their native names, with these entries of the configuration that ComfyUI detects."""
     import comfy.model_detection
     import comfy.sd
@@ -19,4 +19,4 @@ def load_reduced(weights, **widths):
 
     state = {name: tensor.detach().clone() for name, tensor in weights.items()}
     with mock.patch.object(comfy.model_detection, "detect_unet_config", detect_reduced), torch.inference_mode():
-        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})

@@ -29,7 +29,7 @@ CONFIG = {
 }
 
 
-def load(kind, unet, heads, **config):
+def load(kind, unet, dtype, heads, **config):
     """MODEL and VAE: `kind` is the class in ComfyUI's `supported_models`, `unet` is diffusers'."""
     import comfy.model_detection
     import comfy.sd
@@ -42,7 +42,7 @@ def load(kind, unet, heads, **config):
         torch.inference_mode(),
         mock.patch.object(comfy.model_detection, "model_config_from_diffusers_unet", return_value=found),
     ):
-        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
         assert not state  # every weight has found its place
         return model, comfy.sd.VAE(sd=vae_weights())
 

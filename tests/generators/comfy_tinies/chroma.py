@@ -42,14 +42,14 @@ def native_weights(transformer):
     return native
 
 
-def build():
+def build(dtype):
     import comfy.sd
 
     torch.manual_seed(7)
     # Detection finds the depths in the weights, and takes the widths for those of the published model. Whatever the
     # depths, ComfyUI counts 344 modulations, so that those of the last layer are not those of diffusers' small model.
     small = {"num_heads": 2, "axes_dim": [4, 6, 6], "out_dim": WIDTH, "hidden_dim": WIDTH, "n_layers": 1}
-    model = load_reduced(native_weights(build_transformer()), **small)
+    model = load_reduced(native_weights(build_transformer()), dtype, **small)
     with torch.inference_mode():
         return model, comfy.sd.VAE(sd=vae_file_tensors(build_vae()))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from diffusers import AutoencoderKLFlux2
 from pipelines.flux_2 import build_transformer
@@ -67,12 +69,12 @@ def vae_weights():
     return {name: tensor for name, tensor in state.items() if "encoder" not in name}
 
 
-def build(flavour):
+def build(flavour, dtype):
     import comfy.sd
 
     with torch.inference_mode():
         state = native({name: t.detach().clone() for name, t in transformer(flavour).state_dict().items()})
-        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
         return model, comfy.sd.VAE(sd=vae_weights(), dtype=torch.float32)
 
 
@@ -82,6 +84,6 @@ def conditioning(number):
 
 
 TINIES = [
-    ComfyTiny(f"flux-2-{flavour}", lambda flavour=flavour: build(flavour), conditioning, (1, 128, 2, 2), {"steps": 3})
+    ComfyTiny(f"flux-2-{flavour}", partial(build, flavour), conditioning, (1, 128, 2, 2), {"steps": 3})
     for flavour in ("klein", "dev")
 ]

@@ -22,13 +22,13 @@ def vae_weights():
     return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
 
 
-def build():
+def build(dtype):
     import comfy.sd
 
     torch.manual_seed(7)
     # Detection finds the depth in the weights, and takes the widths for those of the published model.
     heads = {"attention_head_dim": 16, "num_attention_heads": 2, "axes_dims_rope": (4, 6, 6)}
-    model = load_reduced(build_transformer().state_dict(), joint_attention_dim=WIDTH, **heads)
+    model = load_reduced(build_transformer().state_dict(), dtype, joint_attention_dim=WIDTH, **heads)
     with torch.inference_mode():
         return model, comfy.sd.VAE(sd=vae_weights())
 

@@ -8,11 +8,12 @@ from . import ComfyTiny
 from ._unets import GROUPS, WIDTHS, load
 
 
-def build():
+def build(dtype):
     torch.manual_seed(7)
     return load(
         "SD15",
         build_unet(WIDTHS, GROUPS),
+        dtype,
         {"num_heads": 2},
         adm_in_channels=None,
         context_dim=WIDTH,

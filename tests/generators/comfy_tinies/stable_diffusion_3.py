@@ -8,13 +8,13 @@ from tiny_flux import WIDTH
 from . import ComfyTiny
 
 
-def build():
+def build(dtype):
     import comfy.sd
 
     torch.manual_seed(7)
     state = {name: tensor.detach().clone() for name, tensor in build_transformer().state_dict().items()}
     with torch.inference_mode():
-        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+        model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
         return model, comfy.sd.VAE(sd=vae_file_tensors(build_vae()))
 
 

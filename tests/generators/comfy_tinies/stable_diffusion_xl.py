@@ -8,11 +8,12 @@ from . import ComfyTiny
 from ._unets import GROUPS, WIDTHS, load
 
 
-def build():
+def build(dtype):
     torch.manual_seed(7)
     return load(
         "SDXL",
         build_unet(WIDTHS, GROUPS),
+        dtype,
         {"num_head_channels": 16},
         num_classes="sequential",
         adm_in_channels=WIDTH + 6 * SIZES,

@@ -37,7 +37,7 @@ def transformer():
     return found.requires_grad_(False).eval()
 
 
-def build():
+def build(dtype):
     import comfy.model_detection as detection
     import comfy.model_patcher
     import comfy.sd
@@ -48,7 +48,7 @@ def build():
             {n: t.detach().clone() for n, t in transformer().state_dict().items()}
         )
         config = ZImage({**detection.detect_unet_config(state, ""), **SETTINGS})
-        config.set_inference_dtype(torch.float32, None)
+        config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
         model = config.get_model(state, "")
         patcher = comfy.model_patcher.CoreModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
         model.load_model_weights(state, "", assign=patcher.is_dynamic())
