@@ -61,6 +61,11 @@ class Checkpoint:
         return len(json.loads(self.metadata["history"]))
 
     @property
+    def recipe(self) -> Recipe:
+        """The run's own, with keys that have changed since put right; its overlays stay plain data."""
+        return Recipe.from_dict(json.loads(self.metadata["recipe"]))
+
+    @property
     def train_steps(self) -> int:
         """How many steps the run was to have."""
         return json.loads(self.metadata["recipe"])["train_steps"]
@@ -104,8 +109,7 @@ class Checkpoint:
         return json.loads(self.metadata["history"])
 
     def _check(self, parameters: Mapping[str, nn.Parameter], recipe: Recipe, weights: str) -> None:
-        written = Recipe.from_dict(json.loads(self.metadata["recipe"]))  # keys that have changed since are put right
-        then, now = written.to_dict(), json.loads(json.dumps(recipe.to_dict()))
+        then, now = self.recipe.to_dict(), json.loads(json.dumps(recipe.to_dict()))
         # More steps may be asked for than at first, as long as that does not change the steps already made.
         free = {"train_steps"} if recipe.lr_schedule == "constant" else set()
         changed = sorted(k for k in {*then, *now} - free if then.get(k) != now.get(k))

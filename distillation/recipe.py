@@ -67,6 +67,9 @@ class Recipe:
     )
     train_steps: int = field(default=100, metadata={"help": "Optimiser steps."})
     learning_rate: float = field(default=5e-5, metadata={"help": "AdamW learning rate."})
+    adam_beta2: float = field(
+        default=0.999, metadata={"help": "AdamW's memory of squared gradients; 0.99 forgets the first steps sooner."}
+    )
     lr_schedule: str = field(default="constant", metadata={"help": "'constant' or 'cosine' (decays to 0)."})
     rank: int = field(default=16, metadata={"help": "LoRA rank: a higher one holds more, in a larger file."})
     lora_alpha: float = field(default=40.0, metadata={"help": "LoRA alpha; the LoRA's scale is alpha / rank."})
@@ -130,6 +133,7 @@ class Recipe:
         )
         for name in ("learning_rate", "lora_alpha", "max_grad_norm"):
             check_number(name, getattr(self, name), above=0)
+        check_number("adam_beta2", self.adam_beta2, above=0, most=0.9999)
         old = {"velocity_weight": velocity_weight, "range_weight": range_weight}
         object.__setattr__(self, "penalties", _penalties(self.penalties, old))
         if self.guidance is not None:

@@ -69,7 +69,9 @@ class Run:
         self._parameters = generator.lora_parameters()
         if initial_lora is not None:
             _start_from(initial_lora, self._parameters)
-        self._optimizer = torch.optim.AdamW(list(self._parameters.values()), lr=recipe.learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=recipe.learning_rate, betas=(0.9, recipe.adam_beta2), weight_decay=0.0
+        )
         self._weights = generator.info.weights_sha256
         if resume_from is not None:
             checkpoint = Checkpoint.load(resume_from)

@@ -62,6 +62,7 @@ def make_plan(
     widgets: Mapping[str, Any],
     latent: tuple[int, int] | None = None,
     sigmas: int | None = None,
+    resumed: Any = None,
 ) -> Plan:
     """The preset that was chosen, or the architecture's, changed by the widgets that the user has touched.
 
@@ -71,6 +72,7 @@ def make_plan(
         widgets: of the node; 0, -1 for weights and cfg, or "from the preset" leave a setting as it is.
         latent: height and width in pixels of a connected LATENT, which goes before both.
         sigmas: number of sampler steps of connected SIGMAS, which goes before the widget.
+        resumed: the Recipe of the run that is gone on with: what the preset said then goes before what it says now.
 
     Raises:
         RecipeError: the preset does not suit the model at all, or the picture's size does not.
@@ -79,6 +81,8 @@ def make_plan(
 
     chosen = preset_for(architecture) if preset == AUTO else preset_names()[preset]
     recipe = dict(chosen.recipe)
+    if resumed is not None:
+        recipe = {name: getattr(resumed, name) for name in recipe}
     for name in ("train_steps", "learning_rate", "rank", "lora_alpha", "batch_size"):
         recipe[name] = widgets[name] or recipe[name]
     if widgets["lr_schedule"] != FROM_PRESET:

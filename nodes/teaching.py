@@ -85,6 +85,7 @@ def teach(sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -
 
 def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Plan, Any]:
     """The plan, and the generator that it is for."""
+    from ..distillation.checkpoint import Checkpoint
     from ..generators.comfy.generator import ComfyGenerator
     from ..generators.comfy.inputs import preset_architecture
 
@@ -95,6 +96,7 @@ def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Pla
         widgets,
         None if latent is None else pixels_of(latent),
         None if sources.sigmas is None else len(sources.sigmas) - 1,
+        None if sources.resume is None else Checkpoint.load(sources.resume.path).recipe,
     )
     known = prompts.texts is not None
     generator = ComfyGenerator(

@@ -44,7 +44,8 @@ def plain_trajectory(settings, steps):
     generator = FakeGenerator()
     generator.add_lora(settings.rank, settings.lora_alpha, settings.seed)
     parameters = [generator.a, generator.b]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    betas = (0.9, settings.adam_beta2)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=betas, weight_decay=0.0)
     rows = []
     for step in range(steps):
         draw = draw_batch(settings, step, 0, 2, 3)
@@ -70,7 +71,7 @@ def plain_trajectory(settings, steps):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 3}, {"penalties": {"velocity": 0.7, "range": 2.0}, "max_grad_norm": 0.05}]
+    "changes", [{"seed": 3}, {"adam_beta2": 0.9}, {"penalties": {"velocity": 0.7, "range": 2.0}, "max_grad_norm": 0.05}]
 )
 def test_ten_steps_equal_a_plain_loop(changes):
     settings = recipe(*QUESTIONS, train_steps=10, **changes)

@@ -82,6 +82,7 @@ def _picture():
         ({"stop_probability": 0.0}, "stop_probability to be a number and above 0 and at most 1, got 0.0"),
         ({"range_weight": math.inf}, "range_weight"),
         ({"learning_rate": 10**400}, "learning_rate"),
+        ({"adam_beta2": 1.0}, "adam_beta2 to be a number and above 0 and at most 0.9999, got 1.0"),
         ({"seed": 2**64}, f"seed to be a whole number from 0 to {2**64 - 1}"),
     ],
 )
