@@ -40,10 +40,11 @@ class Setting:
 
 
 # What the demo does by itself is the first; each of the others writes down all that makes it differ.
+PLAIN = {"adam_beta2": 0.999, "keep": False}
 SETTINGS = (
     Setting("default", "learned"),
-    Setting("as in version 0.1", "damaged", {"penalties": {"velocity": 0.5, "range": 1.0}, "keep": False}, "objects"),
-    Setting("high rate, no penalties", "hacked", {"learning_rate": 1e-3, "penalties": {}, "keep": False}),
+    Setting("as in version 0.1", "damaged", {**PLAIN, "penalties": {"velocity": 0.5, "range": 1.0}}, "objects"),
+    Setting("high rate, no penalties", "hacked", {**PLAIN, "learning_rate": 1e-3, "penalties": {}}),
     Setting("hardly any rate", "not learned", {"learning_rate": 1e-7}),
 )
 FIGURES = (

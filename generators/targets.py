@@ -30,8 +30,8 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
     """Whether each layer, given by all its names, is one of the targets.
 
     Args:
-        layers: of a network's blocks; the first name is the one that a pattern is held against.
-        targets: one of `LORA_TARGETS`, or a regular expression that a whole name must match.
+        layers: of a network's blocks.
+        targets: one of `LORA_TARGETS`, or a regular expression that one of a layer's names must match as a whole.
 
     Raises:
         GeneratorError: the expression is none, or no layer is chosen.
@@ -40,7 +40,8 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
         wanted = {ATTENTION: ("attention",), ATTENTION_AND_FEED_FORWARD: ("attention", "feed-forward")}.get(targets)
         found = [wanted is None or kind(names) in wanted for names in layers]
     else:
-        found = [bool(_compiled(targets).fullmatch(names[0])) for names in layers]
+        pattern = _compiled(targets)
+        found = [any(pattern.fullmatch(name) for name in names) for names in layers]
     if not any(found):
         raise GeneratorError(
             f"Expected LoRA targets that choose some layer: one of {', '.join(map(repr, LORA_TARGETS))}, or a regular "

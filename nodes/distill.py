@@ -304,8 +304,8 @@ class Distill(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="For lora_targets 'by pattern': a regular expression that a layer's whole name in ComfyUI "
-                    r"must match, such as double_blocks\.\d+\.img_attn\..*",
+                    tooltip="For lora_targets 'by pattern': a regular expression that a layer's whole name, as "
+                    r"ComfyUI or diffusers has it, must match, such as double_blocks\.\d+\.img_attn\..*",
                 ),
             ],
             outputs=[

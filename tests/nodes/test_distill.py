@@ -67,6 +67,15 @@ def test_the_same_seed_gives_the_same_lora_whether_it_looks_or_not(teach):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_layers_by_pattern(teach):
+    lora = teach(lora_targets="by pattern", target_pattern=r"double_blocks\.0\.img_attn\..*")[0]
+    assert {key.rsplit(".", 2)[0] for key in lora if "lora" in key} == {
+        *("diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.double_blocks.0.img_attn.proj")
+    }
+    with pytest.raises(Exception, match="Expected LoRA targets that choose some layer"):
+        teach(lora_targets="by pattern", target_pattern="img_attn")
+
+
 @pytest.fixture
 def view(comfy):
     """The state that the newest run has left on the server."""
