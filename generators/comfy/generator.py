@@ -31,6 +31,7 @@ from .inputs import (
     known_architecture,
     latent_shape,
     output_map,
+    pixels_per_latent,
     trainable_model,
     trainable_vae,
 )
@@ -335,7 +336,7 @@ class ComfyGenerator:
     def _shape_of(self, sampling: Sampling) -> tuple[int, ...]:
         """The shape of one latent of this size in pixels."""
         self._check_guidance(sampling)
-        factor = int(self.vae.spacial_compression_decode())
+        factor = pixels_per_latent(self.model, self.vae)
         sides = [
             side if pixels is None else pixels / factor
             for side, pixels in zip(self._shape[-2:], (sampling.height, sampling.width), strict=True)

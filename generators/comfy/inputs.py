@@ -115,6 +115,12 @@ def check_vae(model: Any, vae: Any) -> None:
         )
 
 
+def pixels_per_latent(model: Any, vae: Any) -> int:
+    """Pixels along a side for each of the latent's. (The VAE of FLUX.2's taef2 says 8, but makes 16.)"""
+    known = getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", None)
+    return int(known or vae.spacial_compression_decode())
+
+
 def output_map(vae: Any) -> tuple[float, float]:
     """Scale and shift from what the VAE's network decodes to pixels in [0, 1], without the clamp at the end.
 

@@ -164,6 +164,20 @@ def test_a_lora_of_another_architecture_is_refused(tiny, generator):
         generator.load_lora_state_dict(other, tiny.targets)
 
 
+def test_sizes_off_the_grid_are_refused(tiny, generator):
+    with pytest.raises(GeneratorError, match="image size in multiples of"):
+        generator.sample([0], [4], sampling=Sampling(height=tiny.size + 4))
+
+
+def test_guidance_counts_or_is_refused(generator):
+    if generator.architecture.guidance(generator._parts.config).kind == "none":
+        with pytest.raises(GeneratorError, match="takes no guidance, but a guidance of 3 was asked for"):
+            generator.sample([0], [4], sampling=Sampling(guidance=3.0))
+    else:
+        weak, strong = (generator.sample([0], [4], sampling=Sampling(guidance=g)) for g in (1.5, 6.0))
+        assert not torch.allclose(weak, strong, atol=1e-4)
+
+
 def test_a_pipeline_without_a_part_is_refused(tiny):
     pipeline = tiny.build()
     pipeline.vae = None

@@ -13,7 +13,8 @@ from analytic import MEASURES, AnalyticCritic
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from dual_process.core.protocols import Draw
+from dual_process.core.errors import GeneratorError, LoraFileError
+from dual_process.core.protocols import Draw, Sampling
 from dual_process.distillation import Question, Recipe, distill
 from dual_process.generators.architectures import ARCHITECTURES
 from dual_process.generators.interchange import converted
@@ -96,6 +97,34 @@ def test_pictures_are_ksamplers(tiny, models, make, wide):
         (latent,) = nodes.KSampler().sample(models[0], 4, steps, cfg, "euler", scheduler, *prompts, empty(tiny, wide))
         (image,) = nodes.VAEDecode().decode(models[1], latent)
     torch.testing.assert_close(generator.sample([0], [4]), image.movedim(-1, 1).clone(), atol=1e-4, rtol=0)
+
+
+def test_pictures_of_another_size(tiny, make):
+    generator = make()
+    height, width = generator.sample([0], [4]).shape[-2:]
+    assert generator.sample([0], [4], sampling=Sampling(height=height, width=2 * width)).shape[-1] == 2 * width
+    with pytest.raises(GeneratorError, match="image size in multiples of"):
+        generator.sample([0], [4], sampling=Sampling(height=height + 4))
+
+
+def test_a_tiny_decoder_of_flux_2(comfy):
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    from dual_process.generators.comfy.generator import ComfyGenerator
+
+    tiny = next(t for t in TINIES if t.name == "flux-2-klein")
+    with torch.inference_mode():
+        state = {n: torch.randn(t.shape) * 0.02 for n, t in TAESD(latent_channels=128).state_dict().items()}
+        vae = comfy.sd.VAE(sd=state, metadata={"tae_latent_channels": 128})  # as ComfyUI's loader calls it for "taef2"
+    generator = ComfyGenerator(tiny.build(torch.float32)[0], vae, [tiny.conditioning(0)], latent=empty(tiny), steps=1)
+    assert generator.sample([0], [4]).shape[-2:] == (32, 32)
+    assert generator.sample([0], [4], sampling=Sampling(height=32, width=64)).shape[-2:] == (32, 64)
+
+
+def test_a_lora_of_another_architecture_is_refused(make):
+    with pytest.raises(LoraFileError, match="another model"):
+        make().load_lora_state_dict({"diffusion_model.nothing.like.it.lora_A.weight": torch.zeros(2, 4)})
 
 
 def randomize(generator, deviation=0.1):
