@@ -15,12 +15,14 @@ import torch
 from comfy.weight_adapter.bypass import BypassForwardHook
 from comfy.weight_adapter.lora import LoraDiff
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...core.errors import GeneratorError
 from ..architectures import Architecture
 from ..architectures.layers import splits
 from ..lora import LoraWeights
 from ..targets import chosen
+from ..widening import widening_linear
 from .blocks import blocks, is_linear
 
 
@@ -58,7 +60,10 @@ class BypassLora(LoraDiff):
         out = org_forward(x, *args, **kwargs)
         if self.multiplier == 0:
             return out
-        return out + self.h(x.to(self.lora_down.weight.dtype), out).to(out.dtype)
+        if getattr(self, "is_conv", False):
+            return out + self.h(x.to(self.lora_down.weight.dtype), out).to(out.dtype)
+        hidden = F.linear(widening_linear(x, self.lora_down.weight), self.lora_up.weight)
+        return out + (hidden * (self.alpha / self.rank * self.multiplier)).to(out.dtype)
 
 
 class ComfyLora:

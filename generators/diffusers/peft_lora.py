@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from ...core.errors import GeneratorError
 from ..lora import LoraWeights
+from ..widening import WideningLinear
 
 ADAPTER = "dual_process"
 
@@ -28,7 +29,7 @@ class AttachedLora:
         self.model = model
         self.rank, self.alpha = weights.rank, weights.alpha
         self._before = _adapter_states(model)
-        _inject(model, weights)
+        _inject(model, weights, self._before)
         self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
         for name, layer in _tuner_layers(model):
             active, disabled = self._before.get(name, ((), False))
@@ -84,8 +85,11 @@ class AttachedLora:
             _activate(layer, *self._before[name])
 
 
-def _inject(model: Any, weights: LoraWeights) -> None:
-    """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were."""
+def _inject(model: Any, weights: LoraWeights, known: Collection[str]) -> None:
+    """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were.
+
+    Layers that PEFT had wrapped before, `known` by their names, cast their inputs for the user's adapters as they did.
+    """
     config = LoraConfig(
         r=weights.rank,
         lora_alpha=weights.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
@@ -96,9 +100,20 @@ def _inject(model: Any, weights: LoraWeights) -> None:
     with torch.random.fork_rng(devices=devices):
         _keep_flags(model, lambda: model.add_adapter(config, adapter_name=ADAPTER))
     for name in weights.matrices:
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         for part in (layer.lora_A, layer.lora_B):
             part[ADAPTER].to(torch.float32).requires_grad_(True)
+        if isinstance(layer.lora_A[ADAPTER], nn.Linear) and name not in known:
+            _keep_narrow_inputs(layer)
+
+
+def _keep_narrow_inputs(layer: Any) -> None:
+    """PEFT would keep a float32 copy of each layer's input for the backward pass."""
+    plain = layer.lora_A[ADAPTER]
+    with torch.device("meta"):
+        layer.lora_A[ADAPTER] = WideningLinear(plain.in_features, plain.out_features, bias=False)
+    layer.lora_A[ADAPTER].weight = plain.weight
+    layer.cast_input_dtype_enabled = False
 
 
 def _tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:

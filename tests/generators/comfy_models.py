@@ -80,11 +80,17 @@ def write_files(models: Path, flavour: str, dtype: torch.dtype = torch.float32) 
     return unet, vae
 
 
-def diffusers_generator(flavour: str, steps: int = 4) -> DiffusersGenerator:
+def diffusers_generator(flavour: str, steps: int = 4, dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT[flavour])
     settings = GeneratorSettings(height=SIZE, width=SIZE, num_inference_steps=steps)
     return DiffusersGenerator(
-        FLUX, build_transformer(flavour), build_vae(), scheduler, prompt_tensors(), f"tiny-{flavour}", settings
+        FLUX,
+        build_transformer(flavour).to(dtype),
+        build_vae(),
+        scheduler,
+        prompt_tensors(),
+        f"tiny-{flavour}",
+        settings,
     )
 
 
