@@ -8,7 +8,7 @@ network gives the slope dx/dσ, the clean estimate is x̂₀ = x − σ·dx/dσ,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -54,7 +54,7 @@ def estimate(denoiser: Denoiser, draw: Draw, needs: Collection[Need], scaled: Sc
     found: dict[str, Tensor] = {}
     prompts = draw.prompt_indices
     with torch.no_grad():
-        with scaled(0.0 if draw.base_trajectory else 1.0):
+        with scaled(0.0) if draw.base_trajectory else nullcontext():  # a walk over all layers
             x, sigma = _start(denoiser, draw)
         if {"base_image", "base_prediction"} & {*needs}:
             with scaled(0.0):
