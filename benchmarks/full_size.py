@@ -3,8 +3,8 @@
     python benchmarks/full_size.py                        # Flux schnell and Qwen2.5-VL-7B at 512 × 512, every plan
     python benchmarks/full_size.py --generator z-image --critic qwen3-vl-4b --size 1024 --plan turns+checkpoints
 
-The engine's own step runs on real configurations with fake tensors (see ledger.py), one sampler step, batch 1, a LoRA of
-rank 16 with its moments, in bf16.
+The engine's own step runs on real configurations with fake tensors (see ledger.py): one sampler step, batch 1, a LoRA
+of rank 16 with its moments, in bf16.
 """
 
 from __future__ import annotations
