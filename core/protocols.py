@@ -110,8 +110,16 @@ class Generator(Protocol):
         """The LoRA's trainable tensors by stable names, in fp32; everything else is frozen."""
         ...
 
-    def training(self) -> AbstractContextManager[Any]:
-        """While entered, `estimate` carries gradients; afterwards the model is as it was before."""
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the graph of an estimate outlives `training(in_turns=True)`, for a backward pass in a later one."""
+        ...
+
+    def training(self, in_turns: bool = False) -> AbstractContextManager[Any]:
+        """While entered, `estimate` carries gradients; afterwards the model is as it was before.
+
+        With `in_turns` only what works has to lie on the device, part by part.
+        """
         ...
 
     def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:

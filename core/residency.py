@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -28,3 +29,52 @@ def visiting(modules: Iterable[nn.Module], device: torch.device) -> Iterator[Non
     finally:
         for tensor, original in away:
             tensor.data = original
+
+
+class Turns:
+    """Parts of a model that visit a device one at a time: what works comes, forward and backward.
+
+    Args:
+        parts: modules by the name of their part.
+        device: that they visit.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[nn.Module]], device: torch.device) -> None:
+        self._parts, self._device = parts, device
+        self._visit = ExitStack()
+        self._here = ""
+        self.entered = False
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """While entered, parts come as they are called; afterwards all are away."""
+        self.entered = True
+        try:
+            yield
+        finally:
+            self.entered, self._here = False, ""
+            self._visit.close()
+
+    def come(self, part: str) -> None:
+        """From here on this part is on the device, and no other. Does nothing unless `taking` is entered."""
+        if self.entered and part != self._here:
+            self._visit.close()
+            self._here = ""  # until all of it has come
+            self._visit.enter_context(visiting(self._parts[part], self._device))
+            self._here = part
+
+    def before_backward(self, part: str, tensor: Tensor) -> Tensor:
+        """The tensor; in the backward pass, `part` comes before the gradient goes on to what the tensor was made of."""
+        return _ComeBack.apply(tensor, self, part)  # type: ignore[return-value]
+
+
+class _ComeBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, turns: Turns, part: str) -> Tensor:
+        ctx.turns, ctx.part = turns, part
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        ctx.turns.come(ctx.part)
+        return grads[0], None, None

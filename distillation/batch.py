@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,14 +40,15 @@ def learn_from(
     """Learns from one batch; its gradient is added to the LoRA's, divided by the number of batches of a step.
 
     `anchors` are the samples of the penalties that ask for some beside the judged ones.
-    With `take_turns` the generator makes each picture twice, once without gradient for the critics, and enters its
-    `training()` only while it works; else the caller has entered it.
+    With `take_turns` the generator enters its `training()` only while it works; else the caller has entered it. One
+    that cannot keep its graph meanwhile makes each picture twice, first without gradient for the critics.
     """
-    turn = generator.training if take_turns else nullcontext
+    turn = partial(generator.training, in_turns=True) if take_turns else nullcontext
+    twice = take_turns and not generator.keeps_graph
     needs = needs_of(recipe, JUDGED)
     needs.add("image")
-    with turn(), torch.set_grad_enabled(not take_turns):
-        estimate = generator.estimate(draw, {"image"} if take_turns else needs)
+    with turn(), torch.set_grad_enabled(not twice):
+        estimate = generator.estimate(draw, {"image"} if twice else needs)
         base = _base_samples(generator, recipe, draw)
     image = estimate.get("image")
     preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices)
@@ -56,7 +58,7 @@ def learn_from(
     before = {} if base is None else answers_before(critics, base, recipe.questions)
     judged = vqa_loss(critics, Samples(image, draw.prompt_indices, generator.prompts), recipe.questions, before)
     with turn():
-        if take_turns:
+        if twice:
             estimate = generator.estimate(draw, needs)  # the same picture, now with its graph
         penalties = penalties_of(recipe, JUDGED, estimate)
         # One backward pass through the generator carries the critics' gradient and the penalties'.

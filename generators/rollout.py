@@ -53,18 +53,21 @@ def estimate(denoiser: Denoiser, draw: Draw, needs: Collection[Need], scaled: Sc
     """Clean image estimates at the point that a draw names (paper, section 3.2); one forward pass with gradient."""
     found: dict[str, Tensor] = {}
     prompts = draw.prompt_indices
+    base = clean = None
     with torch.no_grad():
         with scaled(0.0) if draw.base_trajectory else nullcontext():  # a walk over all layers
             x, sigma = _start(denoiser, draw)
         if {"base_image", "base_prediction"} & {*needs}:
             with scaled(0.0):
-                clean, found["base_prediction"] = denoiser(x, sigma, prompts)
-            if "base_image" in needs:
-                found["base_image"] = denoiser.decode(clean)
+                base, found["base_prediction"] = denoiser(x, sigma, prompts)
     if {"image", "prediction"} & {*needs}:
         clean, found["prediction"] = denoiser(x, sigma, prompts)
-        if "image" in needs:
-            found["image"] = denoiser.decode(clean)
+    # The network has done its work when the decoder begins: they may take turns on one device.
+    if base is not None and "base_image" in needs:
+        with torch.no_grad():
+            found["base_image"] = denoiser.decode(base)
+    if clean is not None and "image" in needs:
+        found["image"] = denoiser.decode(clean)
     return Estimate(**{name: found[name] for name in needs})
 
 

@@ -18,6 +18,8 @@ NOISE = 6  # numbers of noise per sample
 class FakeGenerator:
     """image = ½ + ¼ · (W + α/r · B·A)·(z + prompt), unclamped: linear, so that gradients are easy."""
 
+    keeps_graph = False
+
     def __init__(self, prompts=("sea", "sand"), sha="0" * 64):
         self.prompts = list(prompts)
         random = torch.Generator().manual_seed(1)
@@ -44,7 +46,7 @@ class FakeGenerator:
         return {"layer.lora_A": self.a, "layer.lora_B": self.b}
 
     @contextmanager
-    def training(self):
+    def training(self, in_turns=False):
         self.weight.requires_grad_(False)
         try:
             yield

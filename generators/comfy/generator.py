@@ -66,6 +66,8 @@ class ComfyGenerator:
         GeneratorError: the parts do not fit each other; the message says which and what to change.
     """
 
+    keeps_graph = False  # which its decoder would share, at full size
+
     def __init__(
         self,
         model: Any,
@@ -227,10 +229,11 @@ class ComfyGenerator:
     # Borrowing the user's models
 
     @contextmanager
-    def training(self) -> Iterator[ComfyGenerator]:
+    def training(self, in_turns: bool = False) -> Iterator[ComfyGenerator]:
         """While entered, the models are loaded and `estimate` carries gradients; make the backward pass inside, too.
 
-        Afterwards every weight, attribute and flag of the MODEL and the VAE is the one that was there before.
+        What has to leave the device meanwhile is ComfyUI's choice, whether `in_turns` or not. Afterwards every weight,
+        attribute and flag of the MODEL and the VAE is the one that was there before.
 
         Raises:
             StopRequested: the user has cancelled ComfyUI's run.

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...core.residency import Turns
 from ..architectures.architecture import Architecture, Conditions, Parts, Size
 from ..noise import draw_noise
+
+NETWORK, DECODER = "network", "decoder"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class EncodedPrompts:
 
 def _moved(row: Conditions, device: torch.device, dtype: torch.dtype) -> Conditions:
     return {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in row.items()}
+
+
+def decoding_parts(vae: nn.Module) -> list[nn.Module]:
+    """What of a VAE takes part in decoding."""
+    return [part for name, part in vae.named_children() if name not in ("encoder", "quant_conv")]
 
 
 def gathered(rows: Sequence[Conditions]) -> Conditions:
@@ -48,6 +56,7 @@ class PipelineDenoiser:
         size: of one latent.
         steps: of the sampler.
         guidance: its strength; None for a model that has none.
+        turns: of NETWORK and DECODER.
     """
 
     def __init__(
@@ -59,9 +68,10 @@ class PipelineDenoiser:
         steps: int,
         guidance: float | None,
         device: torch.device,
+        turns: Turns,
     ) -> None:
         self._architecture, self._parts, self._prompts, self._size = architecture, parts, prompts, size
-        self._guidance, self._device = guidance, device
+        self._guidance, self._device, self._turns = guidance, device, turns
         self.sigmas = architecture.sigmas(parts.scheduler, steps, size).to(device)
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
@@ -72,6 +82,7 @@ class PipelineDenoiser:
         return self._architecture.path.start(self._parts.scheduler, self._noise(seeds), self.sigmas[0])
 
     def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        self._turns.come(NETWORK)
         architecture, kind = self._architecture, self._kind
         conditions = gathered([self._prompts.conditions[index] for index in prompt_indices])
         if kind == "embedded":
@@ -102,8 +113,11 @@ class PipelineDenoiser:
         return self._architecture.path.finish(x, self.sigmas[-1])
 
     def decode(self, clean: Tensor) -> Tensor:
+        self._turns.come(DECODER)
+        clean = self._turns.before_backward(NETWORK, clean)
         latents = self._architecture.unpack(clean, self._size.height, self._size.width)
-        return (self._architecture.decode(self._parts.vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
+        image = (self._architecture.decode(self._parts.vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
+        return self._turns.before_backward(DECODER, image)
 
 
 def _like(sigma: Tensor, x: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ...core.errors import GeneratorError
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
-from ...core.residency import visiting
+from ...core.residency import Turns, visiting
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
 from ..architectures.layers import Split, splits
 from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
-from .denoising import EncodedPrompts, PipelineDenoiser
+from .denoising import DECODER, NETWORK, EncodedPrompts, PipelineDenoiser, decoding_parts
 from .peft_lora import AttachedLora
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class DiffusersGenerator:
         self._steps = settings.num_inference_steps or architecture.steps(self._parts.config)
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
         self._size(Sampling())
+        self._turns = Turns({NETWORK: [network], DECODER: decoding_parts(vae)}, self.device)
+        self.keeps_graph = settings.gradient_checkpointing  # else it would keep the weights on the device
         if settings.gradient_checkpointing:
             self._checkpoint()
 
@@ -193,10 +195,12 @@ class DiffusersGenerator:
         return nullcontext() if self._lora is None or scale == 1 else self._lora.scaled(scale)
 
     @contextmanager
-    def training(self) -> Iterator[DiffusersGenerator]:
+    def training(self, in_turns: bool = False) -> Iterator[DiffusersGenerator]:
         """While entered, the weights are on `device`, and only our LoRA requires gradients; restored afterwards.
 
-        Make the backward pass inside, too: with gradient checkpointing it runs the model again.
+        Make the backward pass inside, too: with gradient checkpointing it runs the model again. With `in_turns`
+        network and decoder are there only while they work, forward and backward, and where there is gradient
+        checkpointing the backward pass may be made in a later session.
         """
         ours = {id(parameter) for parameter in (self._lora.parameters().values() if self._lora else ())}
         parameters = chain(self.network.parameters(), self.vae.parameters())
@@ -204,7 +208,7 @@ class DiffusersGenerator:
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            with self._here():
+            with self._turns.taking() if in_turns else self._here():
                 yield self
         finally:
             for parameter in frozen:
@@ -256,7 +260,7 @@ class DiffusersGenerator:
             GeneratorError: an index, size or number of steps is out of range, or the model has no guidance to set.
         """
         denoiser = self._denoiser(prompt_indices, seeds, sampling, num_inference_steps)
-        with self._here(), self._scaled(lora_scale):
+        with nullcontext() if self._turns.entered else self._here(), self._scaled(lora_scale):
             return rollout.sample(denoiser, prompt_indices, seeds)
 
     def _denoiser(
@@ -267,7 +271,8 @@ class DiffusersGenerator:
         check_positive("num_inference_steps", steps)
         size, guidance = self._size(sampling), self._guidance(sampling)
         return PipelineDenoiser(
-            self.architecture, self._parts, self._prompts, size, steps or self._steps, guidance, self.device
+            *(self.architecture, self._parts, self._prompts, size, steps or self._steps, guidance, self.device),
+            self._turns,
         )
 
     # What it refuses

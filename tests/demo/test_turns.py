@@ -31,14 +31,14 @@ class Turns:
             tensor.data = torch.full_like(data, torch.nan)
 
     @contextmanager
-    def __call__(self):
+    def __call__(self, **options):
         if self.depth == 0:
             self.count += 1
             for tensor, data in self.weights:
                 tensor.data = data
         self.depth += 1
         try:
-            with self.session() as value:
+            with self.session(**options) as value:
                 yield value
         finally:
             self.depth -= 1

@@ -429,7 +429,7 @@ def test_a_host_that_stops_its_model_as_training_is_left_gets_the_steps_before()
 
     class Hosted(FakeGenerator):
         @contextmanager
-        def training(self):
+        def training(self, in_turns=False):
             with super().training():
                 try:
                     yield
