@@ -31,6 +31,7 @@ from rich.progress import track
 
 import dual_process
 from dual_process import overlays
+from dual_process.core import residency
 from dual_process.core.protocols import ModelInfo
 from dual_process.critics import TransformersCritic
 from dual_process.critics import transformers_critic as critic_module
@@ -42,7 +43,7 @@ from dual_process.generators.architectures.flux_2 import FLUX_2_KLEIN
 from dual_process.generators.architectures.qwen_image import QWEN_IMAGE
 from dual_process.generators.architectures.z_image import Z_IMAGE
 from dual_process.generators.diffusers import generator as generator_module
-from dual_process.generators.diffusers.denoising import EncodedPrompts
+from dual_process.generators.diffusers.denoising import EncodedPrompts, decoding_parts
 from dual_process.generators.settings import GeneratorSettings
 
 sys.path.insert(0, str(Path(dual_process.__file__).parent / "tests"))
@@ -229,8 +230,9 @@ def measure(generator: GeneratorName, critic: CriticName, size: int, questions: 
         ledger.name(chain(model.parameters(), model.buffers()), "critic")
         for part, name in ((model, "critic"), (model.model.visual, "critic's eye"), (model.lm_head, "critic's head")):
             ledger.watch(part, name)
+        decoder = dict.fromkeys([teacher.vae, *decoding_parts(teacher.vae)], "VAE")
         if plan.turns:
-            stack.enter_context(moving(ledger, {teacher.network: "network", teacher.vae: "VAE", model: "critic"}))
+            stack.enter_context(moving(ledger, {teacher.network: "network", model: "critic", **decoder}))
         run = stack.enter_context(Run(teacher, judge, recipe, take_turns=plan.turns))
         parameters = list(teacher.lora_parameters().values())
         moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # as from the second step on
@@ -275,7 +277,7 @@ def moving(ledger: Ledger, names: dict[Any, str]) -> Iterator[None]:
 
     @contextmanager
     def visiting(modules: Iterable[Any], device: torch.device) -> Iterator[None]:
-        here = [names[module] for module in modules]
+        here = {names[module] for module in modules}
         for name in here:
             guests[name] += 1
             ledger.come(name)
@@ -287,10 +289,9 @@ def moving(ledger: Ledger, names: dict[Any, str]) -> Iterator[None]:
 
     for name in names.values():
         ledger.leave(name)
-    with (
-        mock.patch.object(generator_module, "visiting", visiting),
-        mock.patch.object(critic_module, "visiting", visiting),
-    ):
+    with ExitStack() as stack:
+        for module in (residency, generator_module, critic_module):
+            stack.enter_context(mock.patch.object(module, "visiting", visiting))
         yield
 
 
