@@ -195,6 +195,13 @@ def train(
     take_turns: Annotated[
         bool, typer.Option(help="Generator and critic take turns on the device: less memory, more time, same LoRA.")
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            help="Take turns, and only the block that works is on the device, with checkpointing: the least memory, "
+            "the same LoRA, much time for the way to the device."
+        ),
+    ] = False,
     referee: Annotated[
         Path | None, typer.Option(help="Folder of a second critic, which does not train but helps to judge the result.")
     ] = None,
@@ -213,6 +220,8 @@ def train(
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
+        take_turns, checkpointing = take_turns or stream, checkpointing or stream
+        offload = "blocks" if stream else take_turns
         maker = load_generator(
             generator,
             prompts=[*plan.prompts, *plan.held_out],
@@ -221,18 +230,18 @@ def train(
             width=plan.width,
             num_inference_steps=plan.num_inference_steps,
             gradient_checkpointing=checkpointing,
-            offload=take_turns,
+            offload=offload,
         )
         judge = load_critic(
             critic,
             device=device,
             quantization=quantization and quantization.value,
-            offload=take_turns and quantization is None,
+            offload=offload if quantization is None else False,
             gradient_checkpointing=checkpointing,
         )
         second = None
         if referee is not None:
-            second = load_critic(referee, device=device, offload=take_turns)
+            second = load_critic(referee, device=device, offload=offload)
         with StopOnInterrupt() as should_stop, progress_bars(plan.train_steps) as bars:
             examiner = Examiner(maker, {"default": judge}, plan, referee=second, on_picture=bars.on_picture)
             examiner.look(lora_scale=0.0)

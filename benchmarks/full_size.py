@@ -28,13 +28,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ledger import GiB, Ledger, without_numbers
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 import dual_process
 from dual_process import overlays
-from dual_process.core import residency
+from dual_process.core import residency, streaming
 from dual_process.core.protocols import ModelInfo
+from dual_process.core.streaming import blocks_of
 from dual_process.critics import TransformersCritic
-from dual_process.critics import transformers_critic as critic_module
 from dual_process.distillation import Question, Recipe
 from dual_process.distillation.run import Run
 from dual_process.generators import DiffusersGenerator
@@ -42,7 +43,6 @@ from dual_process.generators.architectures.flux import FLUX
 from dual_process.generators.architectures.flux_2 import FLUX_2_KLEIN
 from dual_process.generators.architectures.qwen_image import QWEN_IMAGE
 from dual_process.generators.architectures.z_image import Z_IMAGE
-from dual_process.generators.diffusers import generator as generator_module
 from dual_process.generators.diffusers.denoising import EncodedPrompts, decoding_parts
 from dual_process.generators.settings import GeneratorSettings
 
@@ -73,6 +73,7 @@ class Plan:
     """Where weights and activations are."""
 
     turns: bool = False
+    streams: bool = False
     generator_checkpoints: bool = False
     critic_checkpoints: bool = False
 
@@ -83,6 +84,7 @@ PLANS = {
     "checkpoints": Plan(generator_checkpoints=True, critic_checkpoints=True),
     "turns": Plan(turns=True),
     "turns+checkpoints": Plan(turns=True, generator_checkpoints=True, critic_checkpoints=True),
+    "streamed": Plan(turns=True, streams=True, generator_checkpoints=True, critic_checkpoints=True),
 }
 
 
@@ -221,18 +223,26 @@ def measure(generator: GeneratorName, critic: CriticName, size: int, questions: 
     )
     with ExitStack() as stack:
         ledger = stack.enter_context(without_numbers())
-        teacher = build_generator(generator, size, plan, ledger)
+        teacher = build_generator(generator, size, plan)
         judge = TransformersCritic(
-            built(critic, config), processor, critic.value, gradient_checkpointing=plan.critic_checkpoints
+            built(critic, config),
+            processor,
+            critic.value,
+            gradient_checkpointing=plan.critic_checkpoints,
+            by_block=plan.streams,
         )
         judge.__dict__["info"] = ModelInfo(critic.value, "", "bfloat16", NO_HASH)
-        model = judge.model
-        ledger.name(chain(model.parameters(), model.buffers()), "critic")
-        for part, name in ((model, "critic"), (model.model.visual, "critic's eye"), (model.lm_head, "critic's head")):
+        network, model, decoder = teacher.network, judge.model, nn.ModuleList(decoding_parts(teacher.vae))
+        parts = {
+            **named(ledger, "network", network, blocks_of(network) if plan.streams else ()),
+            **named(ledger, "critic", model, blocks_of(model) if plan.streams else ()),
+            **named(ledger, "decoder", decoder),
+        }
+        watched = {"network": network, "decoder": teacher.vae.decoder, "critic": model}
+        for name, part in {**watched, "critic's eye": model.model.visual, "critic's head": model.lm_head}.items():
             ledger.watch(part, name)
-        decoder = dict.fromkeys([teacher.vae, *decoding_parts(teacher.vae)], "VAE")
         if plan.turns:
-            stack.enter_context(moving(ledger, {teacher.network: "network", model: "critic", **decoder}))
+            stack.enter_context(moving(ledger, parts))
         run = stack.enter_context(Run(teacher, judge, recipe, take_turns=plan.turns))
         parameters = list(teacher.lora_parameters().values())
         moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # as from the second step on
@@ -252,32 +262,34 @@ def measure(generator: GeneratorName, critic: CriticName, size: int, questions: 
     }
 
 
-def build_generator(name: GeneratorName, size: int, plan: Plan, ledger: Ledger) -> DiffusersGenerator:
+def build_generator(name: GeneratorName, size: int, plan: Plan) -> DiffusersGenerator:
     architecture, network, vae, shapes = models(name)
     frozen(network), frozen(vae)
     conditions = {part: torch.randn(shape, dtype=torch.bfloat16) for part, shape in shapes.items()}
     if name in (GeneratorName.qwen_image, GeneratorName.z_image):
         conditions["mask"] = torch.ones(1, TEXT, dtype=torch.bool)
-    settings = GeneratorSettings(height=size, width=size, gradient_checkpointing=plan.generator_checkpoints)
+    settings = GeneratorSettings(
+        height=size,
+        width=size,
+        gradient_checkpointing=plan.generator_checkpoints,
+        offload="blocks" if plan.streams else plan.turns,
+    )
     scheduler = FlowMatchEulerDiscreteScheduler()
     prompts = EncodedPrompts(("a prompt",), (conditions,))
     generator = DiffusersGenerator(architecture, network, vae, scheduler, prompts, name.value, settings)
     generator._info = ModelInfo(name.value, "", "bfloat16", NO_HASH)  # hashing would read the numbers
-    ledger.name(chain(network.parameters(), network.buffers()), "network")
-    ledger.name(vae.parameters(), "VAE")
-    ledger.watch(network, "network")
-    ledger.watch(vae.decoder, "decoder")
     return generator
 
 
 @contextmanager
-def moving(ledger: Ledger, names: dict[Any, str]) -> Iterator[None]:
-    """Weights are away while nobody visits them: what `visiting` does on a device, as entries in the ledger."""
+def moving(ledger: Ledger, parts: dict[str, Iterable[torch.Tensor]]) -> Iterator[None]:
+    """Weights are away while nobody visits them: what `visiting_tensors` does on a device, as entries in the ledger."""
+    names = {id(tensor): name for name, tensors in parts.items() for tensor in tensors}
     guests: Counter[str] = Counter()
 
     @contextmanager
-    def visiting(modules: Iterable[Any], device: torch.device) -> Iterator[None]:
-        here = {names[module] for module in modules}
+    def visiting_tensors(tensors: Iterable[torch.Tensor], device: torch.device) -> Iterator[None]:
+        here = {names[id(tensor)] for tensor in tensors if id(tensor) in names}
         for name in here:
             guests[name] += 1
             ledger.come(name)
@@ -287,12 +299,22 @@ def moving(ledger: Ledger, names: dict[Any, str]) -> Iterator[None]:
             if not guests[name]:
                 ledger.leave(name)
 
-    for name in names.values():
+    for name in parts:
         ledger.leave(name)
     with ExitStack() as stack:
-        for module in (residency, generator_module, critic_module):
-            stack.enter_context(mock.patch.object(module, "visiting", visiting))
+        for module in (residency, streaming):
+            stack.enter_context(mock.patch.object(module, "visiting_tensors", visiting_tensors))
         yield
+
+
+def named(ledger: Ledger, name: str, module: Any, blocks: Iterable[Any] = ()) -> dict[str, list[torch.Tensor]]:
+    """A module's weights under this name in the ledger, its blocks under names of their own."""
+    parts = {f"{name}, block {i}": [*block.parameters(), *block.buffers()] for i, block in enumerate(blocks)}
+    inside = {id(tensor) for tensors in parts.values() for tensor in tensors}
+    rest = [tensor for tensor in chain(module.parameters(), module.buffers()) if id(tensor) not in inside]
+    for part, tensors in (parts := {name: rest, **parts}).items():
+        ledger.name(tensors, part)
+    return parts
 
 
 def texts(count: int) -> list[str]:

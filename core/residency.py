@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -12,35 +12,40 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def visiting(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """While entered, everything frozen in the modules lies on `device`; nothing moves that is there already.
+def visiting_tensors(tensors: Iterable[Tensor], device: torch.device) -> Iterator[None]:
+    """While entered, the frozen ones of the tensors lie on `device`; nothing moves that is there already.
 
-    What is on the device is a copy that is dropped afterwards: the originals stay where they are, untouched. Make a
-    backward pass through the modules inside, too. Trainable parameters are left alone.
+    What is on the device is a copy that is dropped afterwards: the originals stay where they are, untouched.
     """
     away = []
     try:
-        for module in modules:
-            for tensor in chain(module.parameters(), module.buffers()):
-                if not tensor.requires_grad and tensor.device != device:
-                    away.append((tensor, tensor.data))
-                    tensor.data = tensor.data.to(device)
+        for tensor in tensors:
+            if not tensor.requires_grad and tensor.device != device:
+                away.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(device)
         yield
     finally:
         for tensor, original in away:
             tensor.data = original
 
 
+def visiting(modules: Iterable[nn.Module], device: torch.device) -> AbstractContextManager[None]:
+    """While entered, everything frozen in the modules lies on `device`, as by `visiting_tensors`.
+
+    Make a backward pass through the modules inside, too. Trainable parameters are left alone.
+    """
+    return visiting_tensors(chain.from_iterable(chain(m.parameters(), m.buffers()) for m in modules), device)
+
+
 class Turns:
     """Parts of a model that visit a device one at a time: what works comes, forward and backward.
 
     Args:
-        parts: modules by the name of their part.
-        device: that they visit.
+        parts: how each part, by its name, visits the device: a call that gives a context.
     """
 
-    def __init__(self, parts: Mapping[str, Sequence[nn.Module]], device: torch.device) -> None:
-        self._parts, self._device = parts, device
+    def __init__(self, parts: Mapping[str, Callable[[], AbstractContextManager[None]]]) -> None:
+        self._parts = parts
         self._visit = ExitStack()
         self._here = ""
         self.entered = False
@@ -60,7 +65,7 @@ class Turns:
         if self.entered and part != self._here:
             self._visit.close()
             self._here = ""  # until all of it has come
-            self._visit.enter_context(visiting(self._parts[part], self._device))
+            self._visit.enter_context(self._parts[part]())
             self._here = part
 
     def before_backward(self, part: str, tensor: Tensor) -> Tensor:

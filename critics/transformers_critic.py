@@ -19,6 +19,7 @@ from ..core.fingerprint import weights_sha256
 from ..core.protocols import AskedQuestion, ModelInfo
 from ..core.quiet import quiet_loading
 from ..core.residency import visiting
+from ..core.streaming import Offload, Stream, check_offload
 from .checkpointing import checkpointed_layers
 from .loading import (
     check_folder,
@@ -40,7 +41,7 @@ def load_critic(
     dtype: str | torch.dtype | None = None,
     quantization: str | None = None,
     *,
-    offload: bool = False,
+    offload: Offload = False,
     gradient_checkpointing: bool = False,
     download: bool = False,
     trust_remote_code: bool = False,
@@ -52,7 +53,9 @@ def load_critic(
         device: None is cuda if there is one, else cpu.
         dtype: None is float32 on the CPU, else bfloat16.
         quantization: None, "8bit" or "4bit" (both need bitsandbytes).
-        offload: whether the weights wait in main memory and come to `device` only while the critic works.
+        offload: whether the weights wait in main memory and come to `device` only while the critic works, or with
+            "blocks" each block's only while that block works (with `gradient_checkpointing`, or the graph would keep
+            them).
         gradient_checkpointing: whether the backward pass computes each layer again: less memory, a third more time.
         download: whether a Hugging Face id may be fetched; otherwise only what was fetched before is used.
         trust_remote_code: whether Python code that lies in the model folder may run.
@@ -62,6 +65,7 @@ def load_critic(
     """
     chosen = choose_device(device, CriticError)
     precision = choose_dtype(dtype, chosen)
+    check_offload(offload, CriticError)
     if offload and quantization is not None:
         raise CriticError(f"Expected no offload with quantization={quantization!r}: such weights cannot be moved.")
     folder = find_folder(path, download)
@@ -71,7 +75,14 @@ def load_critic(
         home = torch.device("cpu") if offload else chosen
         model = load_model(folder, home, precision, quantization, trust_remote_code)
     name = folder.resolve().name if Path(path).is_dir() else str(path)
-    return TransformersCritic(model, processor, name, device=chosen, gradient_checkpointing=gradient_checkpointing)
+    return TransformersCritic(
+        model,
+        processor,
+        name,
+        device=chosen,
+        gradient_checkpointing=gradient_checkpointing,
+        by_block=offload == "blocks",
+    )
 
 
 class TransformersCritic:
@@ -84,6 +95,7 @@ class TransformersCritic:
         device: where it computes; None is where the model lies. A model that lies elsewhere comes to this device only
             while it works.
         gradient_checkpointing: whether the backward pass computes each layer again.
+        by_block: whether a model that lies elsewhere comes block by block.
 
     Attributes:
         share_prefix: whether several questions about one image are asked in one sequence (the default), where the
@@ -98,6 +110,7 @@ class TransformersCritic:
         *,
         device: torch.device | None = None,
         gradient_checkpointing: bool = False,
+        by_block: bool = False,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -105,6 +118,7 @@ class TransformersCritic:
         self.share_prefix = True
         self._name = name
         self._checkpointing = gradient_checkpointing
+        self._stream = Stream(model, self.device) if by_block else None
         self._accepted = inspect.signature(model.forward).parameters
         # Bound to the processor and not to self, so that dropping the critic frees the model at once.
         self._encode = lru_cache(maxsize=CACHED_PROMPTS)(partial(encode, processor))
@@ -126,7 +140,7 @@ class TransformersCritic:
     @contextmanager
     def resident(self) -> Iterator[None]:
         """While entered, the weights stay on `device`, wherever they lie otherwise."""
-        with visiting([self.model], self.device):
+        with self._stream.running() if self._stream else visiting([self.model], self.device):
             yield
 
     def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:

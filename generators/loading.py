@@ -14,6 +14,7 @@ from ..core.devices import choose_device
 from ..core.errors import DualProcessError, GeneratorError
 from ..core.model_folder import check_shards
 from ..core.quiet import quiet_loading
+from ..core.streaming import Offload
 from .architectures import ARCHITECTURES, Architecture
 from .diffusers.generator import DiffusersGenerator
 from .diffusers.loading import from_pipeline, from_pretrained
@@ -30,7 +31,7 @@ def load_generator(
     width: int | None = None,
     num_inference_steps: int | None = None,
     gradient_checkpointing: bool = False,
-    offload: bool = False,
+    offload: Offload = False,
     download: bool = False,
 ) -> DiffusersGenerator:
     """A generator with its prompts encoded; the text encoders do not stay.
@@ -43,7 +44,8 @@ def load_generator(
         height, width: default image size in pixels, multiples of 16; None for 512.
         num_inference_steps: default number of sampler steps; None for 4 (Flux schnell) or 28 (Flux dev).
         gradient_checkpointing: recompute activations in the backward pass: less memory, same gradient.
-        offload: keep the weights in main memory; they come to `device` only while the generator works.
+        offload: keep the weights in main memory; they come to `device` only while the generator works, or with "blocks"
+            each block's only while that block works (with `gradient_checkpointing`, or the graph would keep them).
         download: allow the network; otherwise only folders and files already downloaded are read.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..core.errors import GeneratorError
+from ..core.streaming import Offload, check_offload
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,17 @@ class GeneratorSettings:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass: less memory, same gradient."}
     )
-    offload: bool = field(
-        default=False, metadata={"help": "Keep the weights in main memory except while the generator works."}
+    offload: Offload = field(
+        default=False,
+        metadata={
+            "help": "Keep the weights in main memory except while the generator works; 'blocks': while the block works."
+        },
     )
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "num_inference_steps"):
             check_positive(name, getattr(self, name))
+        check_offload(self.offload, GeneratorError)
 
 
 def check_positive(name: str, value: int | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...core.errors import GeneratorError
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
 from ...core.residency import Turns, visiting
+from ...core.streaming import Stream
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
 from ..architectures.layers import Split, splits
@@ -72,7 +74,12 @@ class DiffusersGenerator:
         self._steps = settings.num_inference_steps or architecture.steps(self._parts.config)
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
         self._size(Sampling())
-        self._turns = Turns({NETWORK: [network], DECODER: decoding_parts(vae)}, self.device)
+        by_block = settings.offload == "blocks"
+        self._visits = {
+            NETWORK: Stream(network, self.device).running if by_block else partial(visiting, [network], self.device),
+            DECODER: partial(visiting, decoding_parts(vae), self.device),
+        }
+        self._turns = Turns(self._visits)
         self.keeps_graph = settings.gradient_checkpointing  # else it would keep the weights on the device
         if settings.gradient_checkpointing:
             self._checkpoint()
@@ -202,20 +209,29 @@ class DiffusersGenerator:
         network and decoder are there only while they work, forward and backward, and where there is gradient
         checkpointing the backward pass may be made in a later session.
         """
+        with self._frozen(), self._turns.taking() if in_turns else self._here():
+            yield self
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """While entered, only our LoRA requires gradients, and all else may visit the device."""
         ours = {id(parameter) for parameter in (self._lora.parameters().values() if self._lora else ())}
         parameters = chain(self.network.parameters(), self.vae.parameters())
         frozen = [p for p in parameters if p.requires_grad and id(p) not in ours]
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            with self._turns.taking() if in_turns else self._here():
-                yield self
+            yield
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
-    def _here(self) -> AbstractContextManager[None]:
-        return visiting([self.network, self.vae], self.device)
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for visit in self._visits.values():
+                stack.enter_context(visit())
+            yield
 
     # Its pictures
 
@@ -260,7 +276,8 @@ class DiffusersGenerator:
             GeneratorError: an index, size or number of steps is out of range, or the model has no guidance to set.
         """
         denoiser = self._denoiser(prompt_indices, seeds, sampling, num_inference_steps)
-        with nullcontext() if self._turns.entered else self._here(), self._scaled(lora_scale):
+        here = nullcontext() if self._turns.entered else self._here()
+        with self._frozen(), here, self._scaled(lora_scale):
             return rollout.sample(denoiser, prompt_indices, seeds)
 
     def _denoiser(
