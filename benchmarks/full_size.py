@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -309,10 +308,11 @@ def moving(ledger: Ledger, parts: dict[str, Iterable[torch.Tensor]]) -> Iterator
 
 def named(ledger: Ledger, name: str, module: Any, blocks: Iterable[Any] = ()) -> dict[str, list[torch.Tensor]]:
     """A module's weights under this name in the ledger, its blocks under names of their own."""
-    parts = {f"{name}, block {i}": [*block.parameters(), *block.buffers()] for i, block in enumerate(blocks)}
-    inside = {id(tensor) for tensors in parts.values() for tensor in tensors}
-    rest = [tensor for tensor in chain(module.parameters(), module.buffers()) if id(tensor) not in inside]
-    for part, tensors in (parts := {name: rest, **parts}).items():
+    parts = {name: [*module.parameters(), *module.buffers()]}
+    for number, block in enumerate(blocks):
+        parts[f"{name}, block {number}"] = own = [*block.parameters(), *block.buffers()]
+        parts[name] = [tensor for tensor in parts[name] if not any(tensor is other for other in own)]
+    for part, tensors in parts.items():
         ledger.name(tensors, part)
     return parts
 

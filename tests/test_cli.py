@@ -76,12 +76,14 @@ def test_train_writes_its_files(recipe, tmp_path):
 
 
 def test_turns_train_the_same_lora(recipe, tmp_path):
-    for name, options in {"together": [], "turns": ["--take-turns", "--checkpointing"]}.items():
+    ways = {"together": [], "turns": ["--take-turns", "--checkpointing"], "stream": ["--stream"]}
+    for name, options in ways.items():
         result = CliRunner().invoke(app, [*arguments(recipe, tmp_path / name), *options])
         assert result.exit_code == 0, result.output
-    together, turns = (read_tensors(tmp_path / name / "lora.safetensors")[0] for name in ("together", "turns"))
-    for name, tensor in together.items():
-        assert (turns[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+    together, *others = (read_tensors(tmp_path / name / "lora.safetensors")[0] for name in ways)
+    for other in others:
+        for name, tensor in together.items():
+            assert (other[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
 def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
