@@ -139,9 +139,9 @@ def test_turns_train_the_same_lora(distil, critic, loss_of, pack, monkeypatch):
     training, log_likelihood = kind.training, critic.log_likelihood
 
     @contextmanager
-    def watched_training(self):
+    def watched_training(self, in_turns=False):
         making.append(True)
-        with training(self):
+        with training(self, in_turns):
             critic_is_here.append(critic.patcher in management.loaded_models())
             yield self
         making.pop()
