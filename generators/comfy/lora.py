@@ -60,7 +60,7 @@ class BypassLora(LoraDiff):
         out = org_forward(x, *args, **kwargs)
         if self.multiplier == 0:
             return out
-        if getattr(self, "is_conv", False):
+        if getattr(self, "is_conv", False) or x.dtype == self.lora_down.weight.dtype:
             return out + self.h(x.to(self.lora_down.weight.dtype), out).to(out.dtype)
         hidden = F.linear(widening_linear(x, self.lora_down.weight), self.lora_up.weight)
         return out + (hidden * (self.alpha / self.rank * self.multiplier)).to(out.dtype)
