@@ -31,8 +31,8 @@ from torch import nn
 
 import dual_process
 from dual_process import overlays
-from dual_process.core import residency, streaming
 from dual_process.core.protocols import ModelInfo
+from dual_process.core.residency import Visit
 from dual_process.core.streaming import blocks_of
 from dual_process.critics import TransformersCritic
 from dual_process.distillation import Question, Recipe
@@ -281,28 +281,36 @@ def build_generator(name: GeneratorName, size: int, plan: Plan) -> DiffusersGene
 
 
 @contextmanager
-def moving(ledger: Ledger, parts: dict[str, Iterable[torch.Tensor]]) -> Iterator[None]:
-    """Weights are away while nobody visits them: what `visiting_tensors` does on a device, as entries in the ledger."""
+def moving(ledger: Ledger, parts: dict[str, list[torch.Tensor]]) -> Iterator[None]:
+    """Weights are away while nobody visits them: what a `Visit` does on a device, as entries in the ledger."""
     names = {id(tensor): name for name, tensors in parts.items() for tensor in tensors}
     guests: Counter[str] = Counter()
 
-    @contextmanager
-    def visiting_tensors(tensors: Iterable[torch.Tensor], device: torch.device) -> Iterator[None]:
-        here = {names[id(tensor)] for tensor in tensors if id(tensor) in names}
-        for name in here:
-            guests[name] += 1
-            ledger.come(name)
-        yield
-        for name in here:
-            guests[name] -= 1
-            if not guests[name]:
-                ledger.leave(name)
+    class Entry(Visit):
+        def __init__(self, tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+            self.names = {names[id(tensor)] for tensor in tensors if id(tensor) in names}
+            self.coming = False
+
+        def fetch(self) -> None:
+            if not self.coming:
+                self.coming = True
+                for name in self.names:
+                    guests[name] += 1
+                    ledger.come(name)
+
+        def settle(self) -> None:
+            self.fetch()
+
+        def leave(self) -> None:
+            for name in self.names if self.coming else ():
+                guests[name] -= 1
+                if not guests[name]:
+                    ledger.leave(name)
+            self.coming = False
 
     for name in parts:
         ledger.leave(name)
-    with ExitStack() as stack:
-        for module in (residency, streaming):
-            stack.enter_context(mock.patch.object(module, "visiting_tensors", visiting_tensors))
+    with mock.patch.object(Visit, "kind", Entry):
         yield
 
 

@@ -6,23 +6,24 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .residency import visiting_tensors
+from .pinning import PinnedMemory
+from .residency import Visit, visiting_tensors, weights_of
 
 Offload = bool | Literal["blocks"]  # weights wait in main memory until the whole model works, or each of its blocks
 LARGE = 0.02  # of a network's weights: a part of its own, though it is in no row of blocks
 
 
 class Stream:
-    """A network of which only the block that works is on the device; frozen weights need no way back.
+    """A network of which only the block that works is on the device, and the next one on its way there.
 
-    A block comes when it is called, and when its gradient is due. Without gradient checkpointing the numbers are the
+    A block comes when it is called, and when its gradient is due; frozen weights need no way back. From the second
+    pass on the block that followed last time is fetched ahead. Without gradient checkpointing the numbers are the
     same, but PyTorch's graph keeps most of the weights on the device.
 
     Args:
@@ -33,11 +34,13 @@ class Stream:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._blocks = blocks_of(network)
-        streamed = {id(t) for block in self._blocks for t in _weights(block)}
-        self._rest = [t for t in _weights(network) if id(t) not in streamed]
+        streamed = {id(t) for block in self._blocks for t in weights_of(block)}
+        self._rest = [t for t in weights_of(network) if id(t) not in streamed]
         self._device = device
-        self._visit = ExitStack()
-        self._here: nn.Module | None = None
+        self._pinned = PinnedMemory(t for block in self._blocks for t in weights_of(block))
+        self._visits: dict[nn.Module, Visit] = {}  # of the block that works, and of the next
+        self._place: tuple[nn.Module, bool] | None = None  # the block that works, and whether it does so backwards
+        self._next: dict[tuple[nn.Module, bool], tuple[nn.Module, bool]] = {}  # what followed a place last time
         self._depth = 0
 
     @contextmanager
@@ -45,6 +48,7 @@ class Stream:
         """While entered, the network can work; afterwards its frozen weights are where they were."""
         with ExitStack() as stack:
             if self._depth == 0:
+                self._pinned.pin(self._device)
                 stack.enter_context(visiting_tensors(self._rest, self._device))
                 for block in self._blocks:
                     stack.enter_context(self._called_first(block))
@@ -54,7 +58,8 @@ class Stream:
             finally:
                 self._depth -= 1
                 if self._depth == 0:
-                    self._leave()
+                    self._place = None
+                    self._keep_only()
 
     @contextmanager
     def _called_first(self, block: nn.Module) -> Iterator[None]:
@@ -63,7 +68,8 @@ class Stream:
 
         @wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
-            self._come(block)
+            recomputed = self._place == (block, True)
+            self._come(block, backwards=recomputed)
             return self._gated(block, forward(*args, **kwargs))
 
         block.forward = call
@@ -74,15 +80,28 @@ class Stream:
             if before is not None:
                 block.forward = before
 
-    def _come(self, block: nn.Module) -> None:
-        if self._depth and self._here is not block:
-            self._leave()
-            self._visit.enter_context(visiting_tensors(_weights(block), self._device))
-            self._here = block
+    def _come(self, block: nn.Module, backwards: bool) -> None:
+        place = (block, backwards)
+        if self._depth == 0 or place == self._place:
+            return
+        if self._place is not None:
+            self._next[self._place] = place
+        if self._place is None or self._place[0] is not block:
+            self._keep_only(block)
+            self._visit(block).settle()
+        self._place = place
+        following = self._next.get(place, place)[0]
+        self._keep_only(block, following)
+        self._visit(following).fetch()
 
-    def _leave(self) -> None:
-        self._here = None
-        self._visit.close()
+    def _visit(self, block: nn.Module) -> Visit:
+        if block not in self._visits:
+            self._visits[block] = Visit.kind(weights_of(block), self._device)
+        return self._visits[block]
+
+    def _keep_only(self, *blocks: nn.Module) -> None:
+        for block in [block for block in self._visits if block not in blocks]:
+            self._visits.pop(block).leave()
 
     def _gated(self, block: nn.Module, output: Any) -> Any:
         """The output, which calls the block in the backward pass, once the gradient of all of it is known."""
@@ -104,12 +123,8 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        ctx.stream._come(ctx.block)
+        ctx.stream._come(ctx.block, backwards=True)
         return (None, None, *grads)
-
-
-def _weights(module: nn.Module) -> list[Tensor]:
-    return [*dict.fromkeys(chain(module.parameters(), module.buffers()))]
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -118,7 +133,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     A part whose weights another one has, too (an embedding that is also the head), is no block.
     """
     owners = Counter(id(t) for part in network.modules() for t in part._parameters.values() if t is not None)
-    found = _blocks_in(network, LARGE * sum(t.numel() for t in _weights(network)))
+    found = _blocks_in(network, LARGE * sum(t.numel() for t in weights_of(network)))
     return [block for block in found if all(owners[id(t)] == 1 for t in block.parameters())]
 
 
@@ -128,7 +143,7 @@ def _blocks_in(module: nn.Module, large: float) -> Iterator[nn.Module]:
             yield from child
         elif any(isinstance(part, nn.ModuleList) for part in child.modules()):
             yield from _blocks_in(child, large)
-        elif sum(t.numel() for t in _weights(child)) >= large:
+        elif sum(t.numel() for t in weights_of(child)) >= large:
             yield child
 
 

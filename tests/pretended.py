@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 
-from dual_process.core import residency, streaming
+from dual_process.core.residency import Visit
 
 
 class PretendedDevice:
     """The frozen weights of some modules are NaN but while they visit.
 
     Attributes:
-        events: who came, by the names given; what belongs to several is called by the last of them.
-        most_blocks: how many parts whose names begin with "block" have been there at once.
+        events: ("come", name) and ("leave", name), by the names given; what belongs to several is called by the last
+            of them.
+        most_blocks: how many parts whose names begin with "block" have been there, or on their way, at once.
     """
 
     def __init__(self, named, monkeypatch, trained=()):
@@ -26,34 +25,54 @@ class PretendedDevice:
                 if tensor.is_floating_point() and id(tensor) not in trained:
                     self._names[id(tensor)] = name
                     self._home.setdefault(id(tensor), (tensor, tensor.data))
-        for module in (residency, streaming):
-            monkeypatch.setattr(module, "visiting_tensors", self._visiting)
+        monkeypatch.setattr(Visit, "kind", lambda tensors, device: _Visit(self, tensors))
         for tensor, _ in self._home.values():
-            self._leave(tensor)
+            self.take_away(tensor)
+
+    def came(self):
+        return [name for event, name in self.events if event == "come"]
 
     def parts(self):
         """Who came, without the blocks, each once for as long as it was the last."""
-        parts = [name for name in self.events if not name.startswith("block")]
+        parts = [name for name in self.came() if not name.startswith("block")]
         return [name for i, name in enumerate(parts) if i == 0 or parts[i - 1] != name]
 
     def is_empty(self):
-        return bool(self._home) and all(tensor.isnan().all() for tensor, _ in self._home.values())
+        return not self._here and bool(self._home) and all(tensor.isnan().all() for tensor, _ in self._home.values())
 
-    def _leave(self, tensor):
+    def away(self, tensors):
+        return [t for t in tensors if id(t) in self._home and not t.requires_grad and t.isnan().all()]
+
+    def take_away(self, tensor):
         tensor.data = torch.full_like(tensor, torch.nan)
 
-    @contextmanager
-    def _visiting(self, tensors, device):
-        mine = [t for t in tensors if id(t) in self._home and not t.requires_grad and t.isnan().all()]
-        names = dict.fromkeys(self._names[id(t)] for t in mine)
-        self.events += names
-        self._here.append(names)
-        self.most_blocks = max(self.most_blocks, sum(n.startswith("block") for names in self._here for n in names))
-        for tensor in mine:
-            tensor.data = self._home[id(tensor)][1]
-        try:
-            yield
-        finally:
-            for tensor in mine:
-                self._leave(tensor)
-            self._here.remove(names)
+    def bring(self, tensor):
+        tensor.data = self._home[id(tensor)][1]
+
+    def note(self, event, tensors):
+        for name in dict.fromkeys(self._names[id(t)] for t in tensors):
+            self.events.append((event, name))
+            self._here.append(name) if event == "come" else self._here.remove(name)
+        self.most_blocks = max(self.most_blocks, sum(name.startswith("block") for name in self._here))
+
+
+class _Visit:
+    def __init__(self, device, tensors):
+        self._device, self._tensors, self._coming = device, device.away(tensors), False
+
+    def fetch(self):
+        if not self._coming:
+            self._coming = True
+            self._device.note("come", self._tensors)
+
+    def settle(self):
+        self.fetch()
+        for tensor in self._tensors:
+            self._device.bring(tensor)
+
+    def leave(self):
+        if self._coming:
+            self._coming = False
+            self._device.note("leave", self._tensors)
+            for tensor in self._tensors:
+                self._device.take_away(tensor)

@@ -31,8 +31,8 @@ def test_the_gradients_are_those_of_a_resident_one(folders, family, images, ask,
         for ours, theirs in zip(found, wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     assert device.is_empty()
-    assert device.most_blocks == 1
-    assert len({name for name in device.events if name.startswith("block")}) >= 4
+    assert device.most_blocks == 2  # the one that works, and the next
+    assert len({name for name in device.came() if name.startswith("block")}) >= 4
 
 
 def test_other_words_are_refused(folders):
