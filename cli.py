@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .cli_errors import clear_errors, console
+from .cli_memory import plan
 from .core.errors import DualProcessError, LoraFileError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
 
@@ -28,8 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-# Without markup: paths, questions and errors may hold square brackets ("[/INST]"); our own styles are Text objects.
-console = Console(stderr=True, markup=False, emoji=False)
+app.command()(plan)
 
 
 class ControlName(str, Enum):
@@ -60,16 +61,6 @@ CHECKPOINT = "checkpoint.safetensors"
 RESUME_HELP = "Go on from the checkpoint in the output folder."
 OVERWRITE_HELP = "Begin anew where the output folder holds an unfinished run."
 QUANTIZATION_HELP = "Load the critic in 8 or 4 bits (needs bitsandbytes)."
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Shows the pack's own errors as one message without a traceback."""
-    try:
-        yield
-    except DualProcessError as error:
-        console.print(Text.assemble(("Error:", "bold red"), f" {error}"), highlight=False)
-        raise typer.Exit(1) from error
 
 
 class StopOnInterrupt:

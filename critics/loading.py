@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -153,6 +154,17 @@ def load_model(
     if quantization is None:
         model.to(device)
     model.generation_config = _greedy(model.generation_config)
+    return model.eval().requires_grad_(False)
+
+
+def empty_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The folder's model on the device "meta": its layers without weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CriticError(f"Could not read the model's config.json in {folder}: {error}") from error
     return model.eval().requires_grad_(False)
 
 

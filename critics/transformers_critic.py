@@ -19,11 +19,13 @@ from ..core.fingerprint import weights_sha256
 from ..core.protocols import AskedQuestion, ModelInfo
 from ..core.quiet import quiet_loading
 from ..core.residency import visiting
+from ..core.sizes import ModelSize
 from ..core.streaming import Offload, Stream, check_offload
 from .checkpointing import checkpointed_layers
 from .loading import (
     check_folder,
     choose_dtype,
+    empty_model,
     find_folder,
     load_model,
     load_processor,
@@ -31,6 +33,7 @@ from .loading import (
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
 from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad
 from .shared_prefix import SharedPrompts, can_share, share, shared_attention
+from .sizes import critic_size
 
 CACHED_PROMPTS = 64  # combinations of questions and image size
 
@@ -83,6 +86,26 @@ def load_critic(
         gradient_checkpointing=gradient_checkpointing,
         by_block=offload == "blocks",
     )
+
+
+def without_weights(
+    path: str | Path, dtype: str | torch.dtype | None = None, *, trust_remote_code: bool = False
+) -> TransformersCritic:
+    """A critic from a folder's configurations alone, for its `size`: it can judge nothing.
+
+    Args:
+        path: as for `load_critic`; the weights need not be there.
+        dtype: of the weights that it doesn't have; None is bfloat16.
+
+    Raises:
+        CriticError: the folder or its parts cannot make a critic.
+    """
+    folder = find_folder(path, download=False)
+    device = torch.device("cpu")
+    with quiet_loading():
+        processor = load_processor(folder, trust_remote_code)
+        model = empty_model(folder, choose_dtype(dtype or torch.bfloat16, device), trust_remote_code)
+    return TransformersCritic(model, processor, folder.name, device=device)
 
 
 class TransformersCritic:
@@ -175,6 +198,24 @@ class TransformersCritic:
                     logits = self._logits(self._inputs(images, shared), shared.predicting)
                 scores = _rate_shared(logits, shared, len(rows))
             return scores.to(images.device)
+
+    def size(
+        self, height: int, width: int, questions: Sequence[AskedQuestion], samples: int = 1, bits: str | None = None
+    ) -> ModelSize:
+        """What judging takes on the device, for so many pictures of height × width pixels; the weights aren't read.
+
+        Args:
+            bits: what the weights would be quantised to: None (as they are), "8bit" or "4bit".
+
+        Raises:
+            CriticError: an empty question or answer, or one that the model's context is too short for.
+        """
+        pixels = torch.empty(1, 3, height, width, device="meta")
+        rows = [self._encoded(*check_question(question), pixels) for question in questions]
+        shared = self._share(rows)
+        lengths = [row.text_side["input_ids"].shape[1] for row in rows]
+        tokens = sum(lengths) if shared is None else shared.inputs["input_ids"].shape[1]
+        return critic_size(self.model, rows[0].image_shapes, tokens, samples, bits)
 
     def unknown_words(self, text: str) -> list[str]:
         """Words that the tokenizer has no piece for, so that the model cannot read them; most tokenizers know all."""

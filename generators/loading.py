@@ -17,7 +17,7 @@ from ..core.quiet import quiet_loading
 from ..core.streaming import Offload
 from .architectures import ARCHITECTURES, Architecture
 from .diffusers.generator import DiffusersGenerator
-from .diffusers.loading import from_pipeline, from_pretrained
+from .diffusers.loading import from_configurations, from_pipeline, from_pretrained
 from .settings import GeneratorSettings
 
 
@@ -84,6 +84,31 @@ def _load(
         raise GeneratorError(
             f"Could not load a generator from {path}: {error} Expected a folder in diffusers' layout, with "
             "model_index.json in it, or a Hugging Face id together with download=True."
+        ) from error
+
+
+def without_weights(
+    path: str | Path, dtype: torch.dtype, *, height: int | None = None, width: int | None = None
+) -> DiffusersGenerator:
+    """A generator from a folder's configurations alone, for its `sizes`: it can make no picture.
+
+    Args:
+        path: a folder in diffusers' layout, of which the JSON files are read.
+        dtype: of the weights that it doesn't have.
+        height, width: in pixels; None for 512.
+
+    Raises:
+        GeneratorError: nothing is found there, or the pipeline's class is not supported.
+    """
+    source = str(Path(path).expanduser())
+    try:
+        config: Any = DiffusionPipeline.load_config(source, local_files_only=True)
+        architecture = _architecture(str(config.get("_class_name")))
+        return from_configurations(architecture, source, dtype, GeneratorSettings(height, width))
+    except (OSError, KeyError, ValueError) as error:
+        raise GeneratorError(
+            f"Could not read a generator's configuration from {path}: {error} Expected a folder in diffusers' layout, "
+            "with model_index.json in it."
         ) from error
 
 

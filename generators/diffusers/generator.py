@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ...core.errors import GeneratorError
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
 from ...core.residency import Turns, visiting
-from ...core.streaming import Stream
+from ...core.sizes import ModelSize
+from ...core.streaming import Offload, Stream
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
 from ..architectures.layers import Split, splits
@@ -25,10 +27,12 @@ from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
 from .denoising import DECODER, NETWORK, EncodedPrompts, PipelineDenoiser, decoding_parts
 from .peft_lora import AttachedLora
+from .sizes import decoder_size, network_size
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 512  # pixels
+TEXT = 256  # tokens of a prompt, where none has been encoded
 
 
 class DiffusersGenerator:
@@ -74,20 +78,36 @@ class DiffusersGenerator:
         self._steps = settings.num_inference_steps or architecture.steps(self._parts.config)
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
         self._size(Sampling())
-        by_block = settings.offload == "blocks"
+        self._arranged(settings.offload, settings.gradient_checkpointing)
+
+    def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:
+        """From now on the weights lie, and blocks are computed again, as `load_generator` says of these arguments.
+
+        The numbers stay. Call it outside `training`.
+        """
+        home = torch.device("cpu") if offload else self.device
+        for part in (self.network, self.vae):
+            part.to(home)
+        if self._lora is not None:  # computes where the network does
+            for parameter in self._lora.parameters().values():
+                parameter.data = parameter.data.to(self.device)
+        self._arranged(offload, gradient_checkpointing)
+
+    def _arranged(self, offload: Offload, gradient_checkpointing: bool) -> None:
+        by_block = offload == "blocks"
         self._visits = {
-            NETWORK: Stream(network, self.device).running if by_block else partial(visiting, [network], self.device),
-            DECODER: partial(visiting, decoding_parts(vae), self.device),
+            NETWORK: Stream(self.network, self.device).running
+            if by_block
+            else partial(visiting, [self.network], self.device),
+            DECODER: partial(visiting, decoding_parts(self.vae), self.device),
         }
         self._turns = Turns(self._visits)
-        self.keeps_graph = settings.gradient_checkpointing  # else it would keep the weights on the device
-        if settings.gradient_checkpointing:
-            self._checkpoint()
-
-    def _checkpoint(self) -> None:
+        self.keeps_graph = gradient_checkpointing  # else it would keep the weights on the device
         for part in (self.network, self.vae):
-            if part._supports_gradient_checkpointing:
+            if gradient_checkpointing and part._supports_gradient_checkpointing:
                 part.enable_gradient_checkpointing()
+            elif part.is_gradient_checkpointing:
+                part.disable_gradient_checkpointing()
 
     # What it is
 
@@ -106,6 +126,11 @@ class DiffusersGenerator:
         return self._steps
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Default height and width of pictures."""
+        return self._height, self._width
+
+    @property
     def info(self) -> ModelInfo:
         """Name, architecture (such as "flux-1-schnell"), dtype and a hash of the base weights, cached."""
         if self._info is None:
@@ -120,6 +145,23 @@ class DiffusersGenerator:
             for name, parameter in model.named_parameters():
                 if ".lora_" not in name:
                     yield f"{prefix}.{name.replace('.base_layer.', '.')}", parameter
+
+    def sizes(
+        self, samples: int, rank: int, targets: str = ATTENTION_AND_FEED_FORWARD, bits: str | None = None
+    ) -> tuple[ModelSize, ModelSize, int]:
+        """What network and decoder take on the device for so many samples, and the bytes of a LoRA.
+
+        Nothing is computed, and no weight is read: they may lie on the device "meta".
+
+        Args:
+            bits: what the network's weights would be quantised to: None (as they are), "8bit" or "4bit".
+        """
+        size, guided = self._size(Sampling()), self.architecture.guidance(self._parts.config).kind == "cfg"
+        sequences = [t.shape[1] for row in self._prompts.conditions for t in row.values() if t.ndim > 2]
+        text = max(sequences, default=TEXT)
+        lora = sum(rank * (prod(shape.down) + prod(shape.up)) for shape in self._lora_shapes(targets).values())
+        network = network_size(self.architecture, self.network, size, text, samples * (1 + guided), bits)
+        return network, decoder_size(self.architecture, self.vae, size, samples), lora * torch.float32.itemsize
 
     # Its LoRA
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
@@ -80,6 +81,25 @@ def from_pretrained(
     )
     return DiffusersGenerator(
         architecture, network, vae, parts.scheduler, encoded, Path(source).name, settings, device, extra
+    )
+
+
+def from_configurations(
+    architecture: Architecture, source: str, dtype: torch.dtype, settings: GeneratorSettings
+) -> DiffusersGenerator:
+    """A generator whose weights were never loaded: they lie on the device "meta"."""
+    own: Any = DiffusionPipeline.load_config(source)
+    parts = {}
+    for name in (architecture.network, "vae"):
+        kind: Any = getattr(diffusers, own[name][1])
+        with init_empty_weights(include_buffers=False):
+            parts[name] = kind.from_config(kind.load_config(source, subfolder=name)).to(dtype)
+    scheduler_class: Any = getattr(diffusers, own["scheduler"][1])
+    scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler")
+    network, vae = parts[architecture.network], parts["vae"]
+    prompts, device = EncodedPrompts((), ()), torch.device("cpu")
+    return DiffusersGenerator(
+        architecture, network, vae, scheduler, prompts, source, settings, device, _own_config(own)
     )
 
 

@@ -1,0 +1,91 @@
+"""Which memory plan fits a card: the command `dual-process plan`, and the plan of a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .cli_errors import clear_errors
+
+if TYPE_CHECKING:
+    from .distillation import Recipe
+
+BITS = (None, "8bit", "4bit")
+
+
+def plan(
+    generator: Annotated[Path, typer.Option(help="Folder of a diffusers pipeline; its weights are not read.")],
+    critic: Annotated[Path, typer.Option(help="Folder of a vision-language model; its weights are not read.")],
+    memory: Annotated[float, typer.Option(min=0, help="Free memory of the device in GB.")],
+    recipe: Annotated[Path | None, typer.Option(help="For its questions, batch and picture size.")] = None,
+    size: Annotated[int, typer.Option(min=16, help="Height and width in pixels, where no recipe says.")] = 512,
+    bandwidth: Annotated[float, typer.Option(min=0.1, help="Of the way to the device, in GB/s.")] = 25.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON.")] = False,
+) -> None:
+    """Says how a training would fit a device, and what it would take, without loading any weights."""
+    with clear_errors():
+        import torch
+
+        from .core.errors import DualProcessError
+        from .critics.transformers_critic import without_weights as empty_critic
+        from .generators.loading import without_weights as empty_generator
+
+        asked = _recipe(recipe, size)
+        maker = empty_generator(generator, torch.bfloat16, height=asked.height or size, width=asked.width or size)
+        judge = empty_critic(critic)
+        rows = list(_rows(maker, judge, asked, int(memory * 1e9), bandwidth * 1e9))
+        if as_json:
+            print(json.dumps(rows, indent=2))
+        else:
+            Console().print(_table(rows, memory))
+        if not any(row["fits"] for row in rows):
+            least = min(row["peak_gb"] for row in rows)
+            raise DualProcessError(
+                f"No plan fits {memory:g} GB: the thriftiest takes {least:.1f} GB. Train at a smaller picture size."
+            )
+
+
+def _recipe(path: Path | None, size: int) -> Recipe:
+    from . import overlays
+    from .distillation import Question, Recipe
+
+    if path is not None:
+        return Recipe.load(path, build_overlay=overlays.build)
+    question = Question("Is the horizon in the picture at the red line?", overlay=overlays.horizon(0.3))
+    return Recipe(questions=(question,), num_inference_steps=1, height=size, width=size)
+
+
+def _rows(generator: Any, critic: Any, recipe: Recipe, free: int, bandwidth: float) -> Iterator[dict[str, Any]]:
+    """For weights of each number of bits the fastest plan that fits, or else the thriftiest."""
+    from .distillation.memory import PLANS, expect, fitting, sizes_of
+
+    for ours, theirs in product(BITS, BITS):
+        sizes = sizes_of(generator, {"default": critic}, recipe, ours, theirs)
+        found = fitting(sizes, free) or [min((expect(p, sizes) for p in PLANS), key=lambda e: e.peak)]
+        best = found[0]
+        yield {
+            "generator": ours or "16bit",
+            "critic": theirs or "16bit",
+            "plan": best.plan.name,
+            "fits": best.peak <= free,
+            "peak_gb": best.peak / 1e9,
+            "moved_gb": best.moved / 1e9,
+            "tflop": best.flops / 1e12,
+            "seconds": best.seconds(bandwidth),
+        }
+
+
+def _table(rows: list[dict[str, Any]], memory: float) -> Table:
+    table = Table("generator", "critic", "plan", "peak", "moved a step", "seconds a step", title=f"{memory:g} GB")
+    for row in rows:
+        peak = f"{row['peak_gb']:.1f} GB" if row["fits"] else f"{row['peak_gb']:.1f} GB: too much"
+        figures = f"{row['moved_gb']:.1f} GB", f"{row['seconds']:.1f}"
+        table.add_row(row["generator"], row["critic"], row["plan"], peak, *figures)
+    return table

@@ -1,0 +1,184 @@
+"""What a model takes on a device, in bytes, from its layers alone: its weights need not be loaded.
+
+What a graph keeps of a layer is its input and its output, about: of the product itself, of norms, activation functions,
+gates and attention. `KEPT` is the share that steps at full size have shown (benchmarks/full_size.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .residency import weights_of
+from .streaming import blocks_of
+
+BITS = {"8bit": 8.0, "4bit": 4.5}  # of a weight; NF4 has a scale of 32 bits for 64 of them
+KEPT = 1.15
+
+Positions = Callable[[str, nn.Module], int]  # of a layer: on how many tokens, patches or pixels of all samples it works
+OF_TEXT = re.compile(r"txt|add_|context|attn2\.to_[kv]")  # a layer of a double block that sees the prompt's tokens only
+OF_VECTORS = re.compile(r"mod\b|modulation|norm|adaln|time|guidance|pooled", re.IGNORECASE)  # layers that see no tokens
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Of one model that works on a device; bytes, of one step.
+
+    Attributes:
+        weights: all of them.
+        ring: of weights what is there at once when blocks pass through the device: two that follow each other, and all
+            that is in no block.
+        kept: by the graph, nothing recomputed.
+        inputs: by the graph where each block is computed again.
+        block: of `kept`, what belongs to the largest block.
+        work: beside all that while it is at work, such as weights widened from few bits.
+        flops: of one forward pass, in products.
+    """
+
+    weights: int
+    ring: int
+    kept: int
+    inputs: int
+    block: int
+    work: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    module: nn.Module
+    parameters: int
+    values: int  # input and output at one position
+    width: int  # of its input
+
+
+def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quantization: str | None = None) -> ModelSize:
+    """The size of a network whose layers work on so many positions.
+
+    Args:
+        network: on any device, "meta" included.
+        positions: of each linear layer and convolution; 0 for those that see a vector, not tokens.
+        dtype: of weights and activations; integers in `network` are taken as they are.
+        quantization: None, "8bit" or "4bit" for its linear layers.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    blocks = [_Block(_layers(block, names[block]), positions) for block in blocks_of(network)]
+    weights = [_weight_bytes(block, dtype, quantization) for block in blocks_of(network)]
+    whole = _weight_bytes(network, dtype, quantization)
+    layers = _layers(network)
+    return ModelSize(
+        weights=whole,
+        ring=whole
+        - sum(weights)
+        + max((sum(pair) for pair in zip(weights, [*weights[1:], 0], strict=True)), default=0),
+        kept=int(KEPT * sum(block.kept for block in blocks)) * dtype.itemsize,
+        inputs=sum(block.input for block in blocks) * dtype.itemsize,
+        block=int(KEPT * max((block.kept for block in blocks), default=0)) * dtype.itemsize,
+        work=max((layer.parameters for layer in layers), default=0) * dtype.itemsize if quantization else 0,
+        flops=sum(2.0 * layer.parameters * positions(layer.name, layer.module) for layer in layers)
+        + sum(block.attention for block in blocks),
+    )
+
+
+def _layers(module: nn.Module, prefix: str = "") -> list[_Layer]:
+    found = []
+    for name, part in module.named_modules(prefix=prefix):
+        if hasattr(part, "in_features") and hasattr(part, "out_features"):
+            sides = part.in_features, part.out_features
+            found.append(_Layer(name, part, math.prod(sides), sum(sides), part.in_features))
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            sides = part.in_channels, part.out_channels
+            found.append(_Layer(name, part, part.weight.numel(), sum(sides), part.in_channels))
+    return found
+
+
+class _Block:
+    """Numbers in a block's input, in all that its graph keeps, and the arithmetic of its attention."""
+
+    def __init__(self, layers: Sequence[_Layer], positions: Positions) -> None:
+        counts = [positions(layer.name, layer.module) for layer in layers]
+        seen: dict[int, int] = {}  # what the first layer sees, of each kind of token once
+        for layer, count in zip(layers, counts, strict=True):
+            seen.setdefault(count, layer.width * count)
+        self.input = sum(seen.values())
+        self.kept = sum(layer.values * count for layer, count in zip(layers, counts, strict=True))
+        attends = not any(isinstance(layer.module, nn.modules.conv._ConvNd) for layer in layers)
+        self.attention = 4.0 * sum(seen) * self.input if attends else 0.0
+
+
+def _weight_bytes(module: nn.Module, dtype: torch.dtype, quantization: str | None) -> int:
+    """Without the head, all linear layers are quantised."""
+    linear = [(name, part.weight) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    packed = {id(weight) for name, weight in linear if quantization and not name.endswith("lm_head")}
+
+    def size(tensor: Tensor) -> float:
+        if quantization and id(tensor) in packed:
+            return tensor.numel() * BITS[quantization] / 8
+        return tensor.numel() * dtype.itemsize if tensor.is_floating_point() else tensor.nbytes
+
+    return int(sum(size(tensor) for tensor in weights_of(module)))
+
+
+def token_positions(network: nn.Module, image: int, text: int) -> Positions:
+    """Of a transformer that sees so many tokens of the picture and of the prompt, in all samples together.
+
+    Where a block has layers of its own for the prompt, its others see the picture; elsewhere all see both.
+    """
+    doubles = {_row(layer.name) for layer in _layers(network) if OF_TEXT.search(layer.name)}
+
+    def count(name: str, module: nn.Module) -> int:
+        if OF_VECTORS.search(name):
+            return 0
+        if OF_TEXT.search(name):
+            return text
+        return image if _row(name) in doubles else image + text
+
+    return count
+
+
+def _row(name: str) -> str:
+    """The block that a layer belongs to, such as "transformer_blocks.3"."""
+    found = re.match(r".*?\.\d+", name)
+    return found.group() if found else name
+
+
+def counted_positions(run: Callable[..., Any], network: nn.Module, *inputs: Any) -> Positions:
+    """Of a network whose layers work on different sizes: what a pass counts, with weights that take no memory.
+
+    Args:
+        run: called with the network and the inputs, all on the device "meta".
+        network: on any device; nothing of it is changed.
+    """
+    counts: dict[nn.Module, int] = {}
+
+    def note(module: Any, _: Any, output: Tensor) -> None:
+        channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        counts[module] = counts.get(module, 0) + output.numel() // channels
+
+    parts = [part for part in network.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)]
+    handles = [part.register_forward_hook(note) for part in parts]
+    named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    weights = {f"network.{name}": torch.empty_like(tensor, device="meta") for name, tensor in named.items()}
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(_Running(run, network), weights, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return lambda name, module: counts.get(module, 0)
+
+
+class _Running(nn.Module):
+    def __init__(self, run: Callable[..., Any], network: nn.Module) -> None:
+        super().__init__()
+        self.network, self._run = network, run
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._run(self.network, *inputs)
