@@ -160,6 +160,12 @@ class TransformersCritic:
             weights_sha256=weights_sha256(self.model.named_parameters()),
         )
 
+    def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:
+        """From now on the weights lie, and layers are computed again, as `load_critic` says of these arguments."""
+        self.model.to("cpu" if offload else self.device)
+        self._checkpointing = gradient_checkpointing
+        self._stream = Stream(self.model, self.device) if offload == "blocks" else None
+
     @contextmanager
     def resident(self) -> Iterator[None]:
         """While entered, the weights stay on `device`, wherever they lie otherwise."""
