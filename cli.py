@@ -17,12 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from . import cli_memory
 from .cli_errors import clear_errors, console
-from .cli_memory import plan
 from .core.errors import DualProcessError, LoraFileError
 from .distillation.result import DistillationError, DistillationResult, Preview, StepReport
 
 if TYPE_CHECKING:
+    from .distillation.memory import MemoryPlan
     from .evaluation import Verdict
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-app.command()(plan)
+app.command()(cli_memory.plan)
 
 
 class ControlName(str, Enum):
@@ -200,9 +201,11 @@ def train(
     """Distils a recipe into a LoRA and judges what became of the pictures."""
     with clear_errors():
         from . import overlays
+        from .core.devices import peak_memory
         from .core.errors import RecipeError
         from .critics import load_critic
-        from .distillation import Recipe, distill
+        from .distillation import Recipe
+        from .distillation.fallback import distill_by_plan
         from .distillation.report import save_before_after, save_progress, write_json
         from .evaluation.held_out import Examiner
         from .generators import load_generator
@@ -211,8 +214,12 @@ def train(
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
-        take_turns, checkpointing = take_turns or stream, checkpointing or stream
-        offload = "blocks" if stream else take_turns
+        bits = quantization and quantization.value
+        found = cli_memory.fit(
+            plan, (generator, critic), device, (None, bits), _asked(checkpointing, take_turns, stream)
+        )
+        memory = found.expected.plan
+        console.print(f"Memory plan: {found.line}", soft_wrap=True)
         maker = load_generator(
             generator,
             prompts=[*plan.prompts, *plan.held_out],
@@ -220,49 +227,58 @@ def train(
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.num_inference_steps,
-            gradient_checkpointing=checkpointing,
-            offload=offload,
+            gradient_checkpointing=memory.generator.checkpointing,
+            offload=memory.generator.offload,
         )
         judge = load_critic(
             critic,
             device=device,
-            quantization=quantization and quantization.value,
-            offload=offload if quantization is None else False,
-            gradient_checkpointing=checkpointing,
+            quantization=bits,
+            offload=memory.critic.offload if bits is None else False,
+            gradient_checkpointing=memory.critic.checkpointing,
         )
+
+        def arrange(memory: MemoryPlan) -> None:
+            maker.arrange(memory.generator.offload, memory.generator.checkpointing)
+            if bits is None:
+                judge.arrange(memory.critic.offload, memory.critic.checkpointing)
+
         second = None
         if referee is not None:
-            second = load_critic(referee, device=device, offload=offload)
+            second = load_critic(referee, device=device, offload=memory.critic.offload)
         with StopOnInterrupt() as should_stop, progress_bars(plan.train_steps) as bars:
             examiner = Examiner(maker, {"default": judge}, plan, referee=second, on_picture=bars.on_picture)
             examiner.look(lora_scale=0.0)
             try:
-                result = distill(
+                result = distill_by_plan(
                     maker,
                     judge,
                     plan,
-                    bars.on_step,
-                    should_stop,
+                    found.expected,
+                    found.sizes,
+                    arrange,
+                    on_step=bars.on_step,
+                    should_stop=should_stop,
                     resume_from=resume_from,
                     checkpoint_path=output / CHECKPOINT,
-                    take_turns=take_turns,
                     on_anchor=bars.on_anchor,
                 )
             except DistillationError as error:
                 _save_partial(error.result, output)
                 raise
             _save_partial(result, output)  # before the pictures, for which memory may not do
-            found = examiner.compare(examiner.look(lora_scale=1.0))
-        result.save(output / LORA, verdict=found.to_dict())
+            seen = examiner.compare(examiner.look(lora_scale=1.0))
+        result.save(output / LORA, verdict=seen.to_dict())
         if result.stop_reason == "interrupted":
             _say_how_to_resume(result, output)
         save_progress(output / "progress.png", result.history, plan.questions)
         captions = [[*plan.prompts, *plan.held_out][i] for i in examiner.pairs.indices]
-        save_before_after(output / "before_after.png", found.before.images, found.after.images, captions)
-        report = {**result.history_summary(), "pairs": len(examiner.pairs), **found.to_dict(), "recipe": plan.to_dict()}
+        save_before_after(output / "before_after.png", seen.before.images, seen.after.images, captions)
+        report = {**result.history_summary(), "pairs": len(examiner.pairs), **seen.to_dict(), "recipe": plan.to_dict()}
         write_json(output / "report.json", report)
         _print_measures(report)
-        _print_verdict(found.verdict)
+        _print_verdict(seen.verdict)
+        console.print(f"Most memory in use: {peak_memory(maker.device) / 1e9:.1f} GB")
         console.print(f"Written to {output}: lora.safetensors, before_after.png, progress.png, report.json")
 
 
@@ -335,6 +351,16 @@ def _make_folder(folder: Path) -> Path:
     except OSError as error:
         raise DualProcessError(f"Could not make the output folder {folder}: {error}. Choose another.") from error
     return folder
+
+
+def _asked(checkpointing: bool, take_turns: bool, stream: bool) -> MemoryPlan | None:
+    """The plan that the flags name; None where the user leaves it to the free memory."""
+    from .distillation.memory import MemoryPlan, Place
+
+    if not (checkpointing or take_turns or stream):
+        return None
+    place = Place("blocks" if stream else take_turns, checkpointing or stream)
+    return MemoryPlan("as asked", place, place, take_turns=take_turns or stream)
 
 
 def _checkpoint_to_resume(folder: Path, resume: bool, overwrite: bool) -> Path | None:

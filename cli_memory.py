@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from .cli_errors import clear_errors
 
 if TYPE_CHECKING:
     from .distillation import Recipe
+    from .distillation.memory import Expectation, MemoryPlan, Sizes
 
 BITS = (None, "8bit", "4bit")
 
@@ -50,6 +52,49 @@ def plan(
             raise DualProcessError(
                 f"No plan fits {memory:g} GB: the thriftiest takes {least:.1f} GB. Train at a smaller picture size."
             )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training fits its device."""
+
+    expected: Expectation
+    sizes: Sizes
+    line: str  # for the user
+
+
+def fit(
+    recipe: Recipe,
+    folders: tuple[Path, Path],
+    device: str | None,
+    bits: tuple[str | None, str | None],
+    wanted: MemoryPlan | None,
+) -> Fit:
+    """The plan that was asked for, or the fastest one that fits the free memory.
+
+    Args:
+        folders, bits: of the generator and of the critic.
+
+    Raises:
+        TooSmall: none was asked for, and none fits.
+    """
+    import torch
+
+    from .core.devices import choose_device, free_memory
+    from .core.errors import GeneratorError
+    from .critics.transformers_critic import without_weights as empty_critic
+    from .distillation.memory import PLANS, STAYING, choose, expect, sizes_of
+    from .generators.loading import without_weights as empty_generator
+
+    place = choose_device(device, GeneratorError)
+    dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    generator = empty_generator(folders[0], dtype, height=recipe.height, width=recipe.width)
+    sizes = sizes_of(generator, {"default": empty_critic(folders[1], dtype)}, recipe, *bits)
+    free = free_memory(place)
+    plans = STAYING if place.type == "cpu" or bits[1] else PLANS
+    expected = expect(wanted, sizes) if wanted else choose(sizes, free, plans)
+    names = [f"{f.name} {b or str(dtype).removeprefix('torch.')}" for f, b in zip(folders, bits, strict=True)]
+    return Fit(expected, sizes, expected.describe(*names, free))
 
 
 def _recipe(path: Path | None, size: int) -> Recipe:

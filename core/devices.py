@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import psutil
 import torch
 
 from .errors import DualProcessError
@@ -37,3 +40,20 @@ def _check_usable(device: torch.device, error: type[DualProcessError]) -> None:
             f"Expected a device of this machine, got {str(device)!r}, which torch cannot use ({reason}). "
             "Use 'cpu', or 'cuda' where there is a GPU."
         ) from cause
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on the CPU, of main memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this program has taken at most: on the GPU since `torch.cuda.reset_peak_memory_stats`, else ever."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

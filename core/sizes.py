@@ -6,7 +6,6 @@ gates and attention. `KEPT` is the share that steps at full size have shown (ben
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,12 +89,14 @@ def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quanti
 def _layers(module: nn.Module, prefix: str = "") -> list[_Layer]:
     found = []
     for name, part in module.named_modules(prefix=prefix):
-        if hasattr(part, "in_features") and hasattr(part, "out_features"):
-            sides = part.in_features, part.out_features
-            found.append(_Layer(name, part, math.prod(sides), sum(sides), part.in_features))
-        elif isinstance(part, nn.modules.conv._ConvNd):
-            sides = part.in_channels, part.out_channels
-            found.append(_Layer(name, part, part.weight.numel(), sum(sides), part.in_channels))
+        layer: Any = part
+        if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            sides, parameters = (layer.in_features, layer.out_features), layer.in_features * layer.out_features
+        elif isinstance(layer, nn.modules.conv._ConvNd):
+            sides, parameters = (layer.in_channels, layer.out_channels), layer.weight.numel()
+        else:
+            continue
+        found.append(_Layer(name, layer, parameters, sum(sides), sides[0]))
     return found
 
 

@@ -33,7 +33,7 @@ class Place:
     @property
     def words(self) -> str:
         where = {False: "resident", True: "in its turn", "blocks": "streamed"}[self.offload]
-        return f"{where}, checkpointed" if self.checkpointing and self.offload is False else where
+        return f"{where} and checkpointed" if self.checkpointing and self.offload is False else where
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ PLANS = (
     MemoryPlan("turns, generator streamed", Place("blocks", True), Place(True, True), take_turns=True),
     MemoryPlan("all streamed", Place("blocks", True), Place("blocks", True), take_turns=True),
 )
-"""Each thriftier, or at least not faster, than those before it for most models."""
+STAYING = tuple(plan for plan in PLANS if not plan.generator.offload and not plan.critic.offload)
+"""Those that move no weights, for models that cannot be moved, or where there is nowhere else to go."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Expectation:
     phase: str
     moved: int
     flops: float
+
+    def describe(self, generator: str, critic: str, free: int) -> str:
+        """One line for the user; the models by names that say how many bits they have."""
+        places = f"{generator} {self.plan.generator.words}, {critic} {self.plan.critic.words}"
+        return f"{places}: about {self.peak / GB:.1f} of {free / GB:.1f} GB free"
 
     def seconds(self, bandwidth: float = BANDWIDTH, speed: float = SPEED) -> float:
         """Of a step, where transfers do not hide behind arithmetic."""

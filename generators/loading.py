@@ -104,7 +104,8 @@ def without_weights(
     try:
         config: Any = DiffusionPipeline.load_config(source, local_files_only=True)
         architecture = _architecture(str(config.get("_class_name")))
-        return from_configurations(architecture, source, dtype, GeneratorSettings(height, width))
+        with quiet_loading():
+            return from_configurations(architecture, source, dtype, GeneratorSettings(height, width))
     except (OSError, KeyError, ValueError) as error:
         raise GeneratorError(
             f"Could not read a generator's configuration from {path}: {error} Expected a folder in diffusers' layout, "

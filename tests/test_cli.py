@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import safetensors
 import torch
 from fakes import FakeCritic, FakeGenerator
 from fakes import recipe as tiny_run
@@ -20,6 +22,7 @@ from dual_process.cli import app
 from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS, world
 from dual_process.distillation import distill
+from dual_process.generators import DiffusersGenerator
 
 RECIPE = """
 prompts = ["a day sky over the sea", "a night sky over the grass"]
@@ -268,3 +271,55 @@ def test_a_missing_picture_is_named(tmp_path):
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 1
     assert "none.png" in "".join(result.output.split())
+
+
+def planned(memory, *options):
+    folders = ["--generator", str(WEIGHTS / "pipeline"), "--critic", str(WEIGHTS / "critic")]
+    return CliRunner().invoke(app, ["plan", *folders, "--memory", str(memory), "--size", "112", *options])
+
+
+def test_plan_says_what_fits_without_loading_weights(monkeypatch):
+    monkeypatch.setattr(safetensors, "safe_open", None)
+    result = planned(24, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["generator"], row["critic"]) for row in rows[:2]] == [("16bit", "16bit"), ("16bit", "8bit")]
+    assert {row["plan"] for row in rows} == {"resident"}
+    assert all(0.5 < row["peak_gb"] < 0.7 and row["moved_gb"] == 0 for row in rows)
+    assert "resident" in planned(24).stdout
+
+
+def test_plan_says_when_nothing_fits():
+    result = planned(0.1)
+    assert result.exit_code == 1
+    assert "too much" in result.stdout
+    assert "No plan fits 0.1 GB" in result.output
+
+
+def test_train_says_its_plan_and_what_it_took(recipe, tmp_path):
+    result = CliRunner().invoke(app, arguments(recipe, tmp_path / "out"))
+    line = r"Memory plan: pipeline float32 resident, critic float32 resident: about 0\.\d of \d+\.\d GB free"
+    assert re.search(line, result.output)
+    assert re.search(r"Most memory in use: \d+\.\d GB", result.output)
+
+
+def test_train_goes_on_by_a_thriftier_plan_when_memory_runs_out(recipe, tmp_path, monkeypatch, caplog):
+    estimate, calls = DiffusersGenerator.estimate, []
+
+    def short_of_memory(self, *args, **kwargs):
+        calls.append(self.keeps_graph)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return estimate(self, *args, **kwargs)
+
+    monkeypatch.setattr(DiffusersGenerator, "estimate", short_of_memory)
+    result = CliRunner().invoke(app, arguments(recipe, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "Memory ran out after step 1 with the plan 'resident'" in caplog.text
+    assert calls[0] is False
+    assert calls[-1] is True
+    monkeypatch.setattr(DiffusersGenerator, "estimate", estimate)
+    CliRunner().invoke(app, arguments(recipe, tmp_path / "whole"))
+    ours, whole = (read_tensors(tmp_path / name / "lora.safetensors")[0] for name in ("out", "whole"))
+    for name, tensor in whole.items():
+        assert (ours[name] - tensor).norm() <= 1e-5 * tensor.norm(), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,9 +69,7 @@ def test_the_fastest_plan_that_fits_is_chosen():
 
 def test_a_card_too_small_is_told_what_is_missing():
     least = expect(BY_NAME["all streamed"], SIZES).peak
-    with pytest.raises(
-        TooSmall, match=rf"at least {least / GB:.1f} GB .* got 3.0 GB: {least / GB - 3:.1f} GB are miss"
-    ):
+    with pytest.raises(TooSmall, match=rf"at least {least / GB:.1f} .* 3.0 GB: {least / GB - 3:.1f} GB are missing"):
         choose(SIZES, 3 * GB)
 
 
@@ -80,7 +79,7 @@ def test_each_next_plan_needs_less_until_there_is_none():
         seen.append(expected.peak)
         expected = thriftier(expected, SIZES)
     assert len(seen) > 3
-    assert all(later < 0.95 * sooner for sooner, later in zip(seen, seen[1:], strict=False))
+    assert all(later < 0.95 * sooner for sooner, later in pairwise(seen))
     assert seen[-1] == expect(BY_NAME["all streamed"], SIZES).peak
 
 
