@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ..core.devices import choose_device
 from ..core.errors import DualProcessError, GeneratorError
 from ..core.model_folder import check_shards
+from ..core.quantization import KINDS, check_quantization
 from ..core.quiet import quiet_loading
 from ..core.streaming import Offload
 from .architectures import ARCHITECTURES, Architecture
@@ -33,6 +34,7 @@ def load_generator(
     gradient_checkpointing: bool = False,
     offload: Offload = False,
     download: bool = False,
+    quantization: str | None = None,
 ) -> DiffusersGenerator:
     """A generator with its prompts encoded; the text encoders do not stay.
 
@@ -47,37 +49,50 @@ def load_generator(
         offload: keep the weights in main memory; they come to `device` only while the generator works, or with "blocks"
             each block's only while that block works (with `gradient_checkpointing`, or the graph would keep them).
         download: allow the network; otherwise only folders and files already downloaded are read.
+        quantization: "8bit" or "4bit" (both need bitsandbytes) or "fp8" for the network's linear layers, made of a
+            folder's whole weights; None takes the weights as they are, a network quantised by bitsandbytes included.
 
     Raises:
         GeneratorError: nothing is found there, the pipeline's class is not supported, or an argument does not fit.
     """
     texts = _check_prompts(prompts)
+    check_quantization(quantization, KINDS, GeneratorError)
     settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload)
     place = None if device is None else choose_device(device, GeneratorError)
     if isinstance(path_or_pipeline, DiffusionPipeline):
+        if quantization is not None:
+            raise GeneratorError(
+                f"Expected a folder to load in {quantization!r}, but a pipeline in memory is taken as it is. Give its "
+                "folder, or load the pipeline with a quantization_config of bitsandbytes."
+            )
         architecture = _architecture(type(path_or_pipeline).__name__)
         return from_pipeline(architecture, path_or_pipeline, texts, place, dtype, settings)
     place = place or choose_device(None, GeneratorError)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
-    return _load(path_or_pipeline, texts, place, dtype, settings, download)
+    options = {"quantization": quantization, "local_files_only": not download}
+    return _load(path_or_pipeline, texts, place, dtype, settings, options)
 
 
 def _load(
-    path: str | Path, prompts: Sequence[str], device: torch.device, dtype: torch.dtype, settings: Any, download: bool
+    path: str | Path,
+    prompts: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    settings: GeneratorSettings,
+    options: dict[str, Any],
 ) -> DiffusersGenerator:
     if not isinstance(path, str | Path):
         raise GeneratorError(
             f"Expected a folder, a Hugging Face id or a diffusers pipeline, got {type(path).__name__}."
         )
     source = str(Path(path).expanduser()) if Path(path).expanduser().exists() else str(path)
-    hub = {"local_files_only": not download}
     if Path(source).is_dir():
         check_shards(Path(source), GeneratorError)
     try:
-        config: Any = DiffusionPipeline.load_config(source, **hub)
+        config: Any = DiffusionPipeline.load_config(source, local_files_only=options["local_files_only"])
         architecture = _architecture(str(config.get("_class_name")))
         with quiet_loading():
-            return from_pretrained(architecture, source, prompts, device, dtype, settings, **hub)
+            return from_pretrained(architecture, source, prompts, device, dtype, settings, **options)
     except DualProcessError:
         raise
     except (OSError, KeyError, ValueError, SafetensorError) as error:

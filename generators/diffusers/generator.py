@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.errors import GeneratorError
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
+from ...core.quantization import quantization_of
 from ...core.residency import Turns, visiting
 from ...core.sizes import ModelSize
 from ...core.streaming import Offload, Stream
@@ -136,7 +137,8 @@ class DiffusersGenerator:
         if self._info is None:
             architecture = self.architecture.name(self._parts.config)
             digest = weights_sha256(self._base_parameters())
-            self._info = ModelInfo(self._name, architecture, str(self.dtype).removeprefix("torch."), digest)
+            dtype = ", ".join(filter(None, (quantization_of(self.network), str(self.dtype).removeprefix("torch."))))
+            self._info = ModelInfo(self._name, architecture, dtype, digest)
         return self._info
 
     def _base_parameters(self) -> Iterator[tuple[str, Tensor]]:

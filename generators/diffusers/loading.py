@@ -14,10 +14,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from ...core.errors import GeneratorError
+from ...core.quantization import quantization_of, quantize
 from ..architectures.architecture import Architecture, Conditions, Config
 from ..settings import GeneratorSettings
 from .denoising import EncodedPrompts
 from .generator import DiffusersGenerator
+from .quantized import load_quantized
 from .sharing import share_weights
 
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 42) else "torch_dtype"
@@ -57,11 +59,16 @@ def from_pretrained(
     device: torch.device,
     dtype: torch.dtype,
     settings: GeneratorSettings,
+    quantization: str | None = None,
     **hub: Any,
 ) -> DiffusersGenerator:
     """A generator from a folder in diffusers' layout, or a Hugging Face id with what `hub` passes to diffusers.
 
     The text encoders are loaded, used and freed before the network is loaded, so the two never share memory.
+
+    Raises:
+        GeneratorError: a part is missing, or the folder's network is quantised otherwise than by bitsandbytes, or than
+            `quantization` says.
     """
     own: Any = DiffusionPipeline.load_config(source, **hub)
     _check_whole(architecture, own["_class_name"], {n: v for n, v in own.items() if v != [None, None]})
@@ -73,12 +80,24 @@ def from_pretrained(
     encoders = kind.from_pretrained(source, **{architecture.network: None, "vae": None}, **options)
     encoded = encode_prompts(architecture, encoders, prompts, config, device)
     del encoders
-    parts = kind.from_pretrained(source, **dict.fromkeys(architecture.encoders), **options)
     home = torch.device("cpu") if settings.offload else device
+    given: dict[str, Any] = dict.fromkeys(architecture.encoders)
+    if config.get("quantization_config"):
+        given[architecture.network] = load_quantized(
+            model,
+            source,
+            config["quantization_config"],
+            quantization,
+            device,
+            subfolder=architecture.network,
+            **options,
+        )
+    parts = kind.from_pretrained(source, **given, **options)
+    network = getattr(parts, architecture.network)
+    if quantization is not None and quantization_of(network) is None:
+        quantize(network, quantization, device, home, keep=network._keep_in_fp32_modules or ())
     parts.vae.to(_vae_dtype(parts.vae, parts.vae.dtype))
-    network, vae = (
-        part.requires_grad_(False).to(home).eval() for part in (getattr(parts, architecture.network), parts.vae)
-    )
+    network, vae = (part.requires_grad_(False).to(home).eval() for part in (network, parts.vae))
     return DiffusersGenerator(
         architecture, network, vae, parts.scheduler, encoded, Path(source).name, settings, device, extra
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...core.errors import GeneratorError
+from ...core.quantization import taken_over
+from .quantized import quantized_layers
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -21,10 +23,18 @@ def share_weights(module: Module, device: torch.device, dtype: torch.dtype) -> M
     another dtype are converted into copies of its own.
 
     Raises:
-        GeneratorError: `module` has offloading hooks, which move weights behind our back.
+        GeneratorError: `module` has offloading hooks, which move weights behind our back, or is quantised otherwise
+            than by bitsandbytes.
     """
     _refuse_hooks(module)
-    shared = {id(t): _place(t, device, dtype) for t in chain(module.parameters(), module.buffers())}
+    quantized: list[Any] = quantized_layers(module)
+    packed = {id(layer.weight) for layer in quantized}
+    tensors = [t for t in chain(module.parameters(), module.buffers()) if id(t) not in packed]
+    shared: dict[int, Any] = {id(t): _place(t, device, dtype) for t in tensors}
+    for layer in quantized:
+        ours = taken_over(layer, GeneratorError).to(device)
+        ours.bias = None if layer.bias is None else shared[id(layer.bias)]
+        shared[id(layer)] = ours
     return copy.deepcopy(module, shared).eval()
 
 

@@ -21,18 +21,18 @@ def build_tokenizer(length: int) -> PreTrainedTokenizerFast:
     )
 
 
-def build_transformer(guidance: bool) -> FluxTransformer2DModel:
+def build_transformer(guidance: bool, wider: int = 1) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
         num_layers=1,
         num_single_layers=2,
-        attention_head_dim=16,
+        attention_head_dim=16 * wider,
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         guidance_embeds=guidance,
-        axes_dims_rope=(4, 6, 6),
+        axes_dims_rope=(4 * wider, 6 * wider, 6 * wider),
     )
 
 
@@ -65,11 +65,11 @@ def build_text_encoders() -> tuple[CLIPTextModel, T5EncoderModel]:
     return CLIPTextModel(clip).eval(), T5EncoderModel(t5).eval()
 
 
-def build_pipeline(flavour: str) -> FluxPipeline:
+def build_pipeline(flavour: str, wider: int = 1) -> FluxPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         clip, t5 = build_text_encoders()
-        transformer, vae = build_transformer(flavour == "dev").eval(), build_vae().eval()
+        transformer, vae = build_transformer(flavour == "dev", wider).eval(), build_vae().eval()
         for parameter in transformer.parameters():  # larger weights, so that layers and prompts matter
             parameter.data.mul_(1.5)
     scheduler = FlowMatchEulerDiscreteScheduler(

@@ -7,8 +7,8 @@ from dual_process.generators.architectures.packing import pack
 from . import Tiny, centred
 
 
-def build(flavour):
-    pipeline = build_pipeline(flavour)
+def build(flavour, wider=1):
+    pipeline = build_pipeline(flavour, wider)
     pipeline.transformer.proj_out.weight.data.mul_(4)  # so that a LoRA in the blocks can be seen
     centred(pipeline.vae, (4, 16, 8, 8))
     return pipeline

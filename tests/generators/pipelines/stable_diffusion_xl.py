@@ -27,12 +27,12 @@ def build_unet(widths=(8, 16), groups=4):
     ).eval()
 
 
-def build():
+def build(widths=(8, 16)):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         clip, _ = build_text_encoders()
         clip_2 = CLIPTextModelWithProjection(clip.config).eval()
-        unet = build_unet()
+        unet = build_unet(widths)
         vae = AutoencoderKL(
             block_out_channels=(8, 8, 8, 8),
             down_block_types=("DownEncoderBlock2D",) * 4,

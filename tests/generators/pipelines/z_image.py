@@ -64,10 +64,10 @@ def build_transformer(heads=HEADS, axes=AXES, refiners=1):
     return transformer.eval()
 
 
-def build():
+def build(heads=HEADS):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        encoder, transformer, vae = Qwen3Model(qwen3_config()).eval(), build_transformer(), build_vae()
+        encoder, transformer, vae = Qwen3Model(qwen3_config()).eval(), build_transformer(heads), build_vae()
     transformer.all_final_layer["2-1"].linear.weight.data.mul_(6)  # so that a LoRA in the blocks can be seen
     centred(vae, (4, 16, 8, 8))
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
