@@ -234,14 +234,13 @@ def train(
             critic,
             device=device,
             quantization=bits,
-            offload=memory.critic.offload if bits is None else False,
+            offload=memory.critic.offload,
             gradient_checkpointing=memory.critic.checkpointing,
         )
 
         def arrange(memory: MemoryPlan) -> None:
             maker.arrange(memory.generator.offload, memory.generator.checkpointing)
-            if bits is None:
-                judge.arrange(memory.critic.offload, memory.critic.checkpointing)
+            judge.arrange(memory.critic.offload, memory.critic.checkpointing)
 
         second = None
         if referee is not None:

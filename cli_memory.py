@@ -91,7 +91,7 @@ def fit(
     generator = empty_generator(folders[0], dtype, height=recipe.height, width=recipe.width)
     sizes = sizes_of(generator, {"default": empty_critic(folders[1], dtype)}, recipe, *bits)
     free = free_memory(place)
-    plans = STAYING if place.type == "cpu" or bits[1] else PLANS
+    plans = STAYING if place.type == "cpu" else PLANS
     expected = expect(wanted, sizes) if wanted else choose(sizes, free, plans)
     names = [f"{f.name} {b or str(dtype).removeprefix('torch.')}" for f, b in zip(folders, bits, strict=True)]
     return Fit(expected, sizes, expected.describe(*names, free))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from ..core.errors import CriticError
 from ..core.model_folder import OTHER_FORMATS, check_shards, weight_files
+from ..core.quantization import check_quantization, take_over
 from .preprocessing import keeps_gradient, single_tile
 from .prompting import takes_suffix
 
@@ -128,14 +128,14 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
 def load_model(
     folder: Path, device: torch.device, dtype: torch.dtype, quantization: str | None, trust_remote_code: bool = False
 ) -> Any:
-    """The frozen model in eval mode on its device.
+    """The frozen model in eval mode on its device, with our layers in place of bitsandbytes'.
 
     Raises:
         CriticError: weights that are missing or do not fit, or a quantisation that is not at hand.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     if quantization is not None:
-        # Such models refuse `.to(device)`: they are put there while they load.
+        # Each weight is packed as it is read, so that the whole ones are never there together.
         options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -151,6 +151,7 @@ def load_model(
     if report["missing_keys"]:  # transformers only warns and fills in random numbers
         names = sorted(report["missing_keys"])
         raise CriticError(f"The weights in {folder} lack {len(names)} tensors, {names[0]} first; download them again.")
+    take_over(model, CriticError)
     if quantization is None:
         model.to(device)
     model.generation_config = _greedy(model.generation_config)
@@ -177,10 +178,7 @@ def _is_readable(file: Path) -> bool:
 
 
 def _bitsandbytes(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if quantization not in ("8bit", "4bit"):
-        raise CriticError(f"Expected the quantization None, '8bit' or '4bit', got {quantization!r}.")
-    if find_spec("bitsandbytes") is None:
-        raise CriticError(f"The quantization {quantization!r} needs bitsandbytes: pip install bitsandbytes.")
+    check_quantization(quantization, ("8bit", "4bit"), CriticError)
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -17,6 +17,7 @@ from ..core.devices import choose_device
 from ..core.errors import CriticError
 from ..core.fingerprint import weights_sha256
 from ..core.protocols import AskedQuestion, ModelInfo
+from ..core.quantization import quantization_of
 from ..core.quiet import quiet_loading
 from ..core.residency import visiting
 from ..core.sizes import ModelSize
@@ -69,8 +70,6 @@ def load_critic(
     chosen = choose_device(device, CriticError)
     precision = choose_dtype(dtype, chosen)
     check_offload(offload, CriticError)
-    if offload and quantization is not None:
-        raise CriticError(f"Expected no offload with quantization={quantization!r}: such weights cannot be moved.")
     folder = find_folder(path, download)
     with quiet_loading():
         check_folder(folder, trust_remote_code)
@@ -149,10 +148,7 @@ class TransformersCritic:
     @cached_property
     def info(self) -> ModelInfo:
         """Name, class, dtype and weight hash; the hash is computed when first asked for."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        for bits in ("8bit", "4bit"):
-            if getattr(self.model, f"is_loaded_in_{bits}", False):
-                dtype = f"{bits}, {dtype}"
+        dtype = ", ".join(filter(None, (quantization_of(self.model), str(self.model.dtype).removeprefix("torch."))))
         return ModelInfo(
             name=self._name,
             architecture=type(self.model).__name__,

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
+from dual_process.core import quantization
 from dual_process.core.errors import CriticError
 from dual_process.core.fingerprint import weights_sha256
 from dual_process.critics import load_critic, loading
@@ -169,7 +170,7 @@ def test_settings(folder, settings, message, monkeypatch):
 
 
 def test_quantization_without_bitsandbytes(folder, monkeypatch):
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(CriticError, match="pip install bitsandbytes"):
         load_critic(folder, device="cpu", quantization="4bit")
 
