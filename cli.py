@@ -57,6 +57,14 @@ class Quantization(str, Enum):
     four = "4bit"
 
 
+class GeneratorQuantization(str, Enum):
+    """How a generator's weights are kept."""
+
+    eight = "8bit"
+    four = "4bit"
+    fp8 = "fp8"
+
+
 LORA = "lora.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 RESUME_HELP = "Go on from the checkpoint in the output folder."
@@ -184,6 +192,10 @@ def train(
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the best there is by default.")] = None,
     checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing: less memory, more time.")] = False,
     quantization: Annotated[Quantization | None, typer.Option(help=QUANTIZATION_HELP)] = None,
+    generator_quantization: Annotated[
+        GeneratorQuantization | None,
+        typer.Option(help="Keep the generator's weights in 8 or 4 bits (needs bitsandbytes) or in fp8: not exact."),
+    ] = None,
     take_turns: Annotated[
         bool, typer.Option(help="Generator and critic take turns on the device: less memory, more time, same LoRA.")
     ] = False,
@@ -214,7 +226,7 @@ def train(
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
-        bits = quantization and quantization.value
+        bits = generator_quantization and generator_quantization.value, quantization and quantization.value
         found = cli_memory.fit(
             plan, (generator, critic), device, (None, bits), _asked(checkpointing, take_turns, stream)
         )
@@ -229,11 +241,12 @@ def train(
             num_inference_steps=plan.num_inference_steps,
             gradient_checkpointing=memory.generator.checkpointing,
             offload=memory.generator.offload,
+            quantization=bits[0],
         )
         judge = load_critic(
             critic,
             device=device,
-            quantization=bits,
+            quantization=bits[1],
             offload=memory.critic.offload,
             gradient_checkpointing=memory.critic.checkpointing,
         )

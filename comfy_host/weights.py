@@ -20,16 +20,25 @@ Weights = list[tuple[dict[str, Any], str, Tensor]]  # a table of parameters, buf
 
 
 def plain_weights(module: nn.Module) -> Weights:
-    """The module's parameters and buffers as frozen plain tensors over the same memory."""
+    """The module's parameters and buffers as frozen plain tensors over the same memory.
+
+    Those of other packs' classes keep their class and attributes, by which a layer knows how to unpack them.
+    """
     weights: Weights = []
     for part in module.modules():
         for table in (part._parameters, part._buffers):
             for name, tensor in table.items():
-                if tensor is not None:
-                    value = plain(tensor) if tensor.is_inference() else tensor.detach()
-                    parameter = nn.Parameter(value, requires_grad=False) if table is part._parameters else value
-                    weights.append((table, name, parameter))
+                if tensor is None or (_is_foreign(tensor) and not tensor.is_inference()):
+                    continue
+                value = plain(tensor) if tensor.is_inference() else tensor.detach()
+                if table is part._parameters and not _is_foreign(tensor):
+                    value = nn.Parameter(value, requires_grad=False)
+                weights.append((table, name, value))
     return weights
+
+
+def _is_foreign(tensor: Tensor) -> bool:
+    return not isinstance(tensor, QuantizedTensor) and type(tensor) not in (Tensor, nn.Parameter)
 
 
 def plain_attributes(thing: Any) -> Weights:
@@ -48,7 +57,13 @@ def plain(tensor: Any) -> Tensor:
         ours = {name: plain(value) if isinstance(value, Tensor) else value for name, value in fields.items()}
         return QuantizedTensor(plain(tensor._qdata), tensor._layout_cls, type(params)(**ours))
     alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    if not _is_foreign(tensor):
+        return alias
+    ours = Tensor._make_subclass(type(tensor), alias)
+    held = vars(tensor).items()
+    vars(ours).update({n: plain(v) if isinstance(v, Tensor) and v.is_inference() else v for n, v in held})
+    return ours
 
 
 @contextmanager

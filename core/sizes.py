@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .residency import weights_of
 from .streaming import blocks_of
 
-BITS = {"8bit": 8.0, "4bit": 4.5}  # of a weight; NF4 has a scale of 32 bits for 64 of them
+BITS = {"8bit": 8.0, "fp8": 8.0, "4bit": 4.5}  # of a weight; NF4 has a scale of 32 bits for 64 of them
 KEPT = 1.15
 
 Positions = Callable[[str, nn.Module], int]  # of a layer: on how many tokens, patches or pixels of all samples it works

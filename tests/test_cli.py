@@ -89,6 +89,14 @@ def test_turns_train_the_same_lora(recipe, tmp_path):
             assert (other[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
+def test_a_quantised_generator_is_trained_and_said(recipe, tmp_path):
+    command = [*arguments(recipe, tmp_path / "out"), "--stream", "--generator-quantization", "fp8"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    metadata = read_tensors(tmp_path / "out" / "lora.safetensors")[1]
+    assert json.loads(metadata["dual_process.base_model"])["dtype"] == "fp8, float32"
+
+
 def test_interrupt_saves_the_lora_and_resume_goes_on(recipe, tmp_path):
     recipe.write_text(RECIPE.format(steps=100000))
     output = tmp_path / "out"
