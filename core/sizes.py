@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .quantization import quantization_of
 from .residency import weights_of
 from .streaming import blocks_of
 
@@ -72,6 +73,7 @@ def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quanti
     weights = [_weight_bytes(block, dtype, quantization) for block in blocks_of(network)]
     whole = _weight_bytes(network, dtype, quantization)
     layers = _layers(network)
+    packed = quantization or quantization_of(network)
     return ModelSize(
         weights=whole,
         ring=whole
@@ -80,7 +82,7 @@ def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quanti
         kept=int(KEPT * sum(block.kept for block in blocks)) * dtype.itemsize,
         inputs=sum(block.input for block in blocks) * dtype.itemsize,
         block=int(KEPT * max((block.kept for block in blocks), default=0)) * dtype.itemsize,
-        work=max((layer.parameters for layer in layers), default=0) * dtype.itemsize if quantization else 0,
+        work=max((layer.parameters for layer in layers), default=0) * dtype.itemsize if packed else 0,
         flops=sum(2.0 * layer.parameters * positions(layer.name, layer.module) for layer in layers)
         + sum(block.attention for block in blocks),
     )
