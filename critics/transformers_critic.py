@@ -31,6 +31,7 @@ from .loading import (
     load_model,
     load_processor,
 )
+from .patches import multiply_patches
 from .preprocessing import check_images, check_shapes, place, preprocess, repeat_each
 from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad
 from .shared_prefix import SharedPrompts, can_share, share, shared_attention
@@ -141,6 +142,8 @@ class TransformersCritic:
         self._name = name
         self._checkpointing = gradient_checkpointing
         self._stream = Stream(model, self.device) if by_block else None
+        self._at_hand = False
+        multiply_patches(model)
         self._accepted = inspect.signature(model.forward).parameters
         # Bound to the processor and not to self, so that dropping the critic frees the model at once.
         self._encode = lru_cache(maxsize=CACHED_PROMPTS)(partial(encode, processor))
@@ -165,8 +168,15 @@ class TransformersCritic:
     @contextmanager
     def resident(self) -> Iterator[None]:
         """While entered, the weights stay on `device`, wherever they lie otherwise."""
-        with self._stream.running() if self._stream else visiting([self.model], self.device):
+        if self._at_hand:  # entered already: a walk over all modules for nothing
             yield
+            return
+        with self._stream.running() if self._stream else visiting([self.model], self.device):
+            self._at_hand = True
+            try:
+                yield
+            finally:
+                self._at_hand = False
 
     def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
         """log P(answer | image, question): the sum over the answer's tokens, without an end of sequence.

@@ -74,7 +74,8 @@ def ask(
         rows = asked[:, members].any(dim=1).nonzero()[:, 0]
         if len(rows) == 0:
             continue
-        visible = samples.images[rows.to(samples.images.device)].clamp(0, 1)
+        images = samples.images
+        visible = (images if len(rows) == len(images) else images[rows.to(images.device)]).clamp(0, 1)
         composite = visible if overlay is None else overlay.apply(visible)
         own = asked[rows][:, members]
         answers, contrasts = _wordings(questions, samples, rows.tolist(), members, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from pretended import PretendedDevice
@@ -38,3 +40,20 @@ def test_the_gradients_are_those_of_a_resident_one(folders, family, images, ask,
 def test_other_words_are_refused(folders):
     with pytest.raises(CriticError, match="offload as True, False or 'blocks', got 'layers'"):
         load_critic(next(iter(folders.values())), offload="layers")
+
+
+def test_who_is_at_hand_does_not_come_again(folders, images, ask, monkeypatch):
+    visits = []
+
+    def visiting(modules, device):
+        visits.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr("dual_process.critics.transformers_critic.visiting", visiting)
+    critic = load_critic(next(iter(folders.values())), device="cpu")
+    with critic.resident():
+        critic.log_likelihood(images, [ask("is the picture red ?")])
+        critic.answer(images, "is the picture red ?", max_new_tokens=1)
+    assert len(visits) == 1
+    critic.log_likelihood(images, [ask("is the picture red ?")])
+    assert len(visits) == 2
