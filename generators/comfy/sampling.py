@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...core.errors import GeneratorError
 from ..noise import draw_noise
+from .batching import can_share, joined
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
@@ -97,6 +98,7 @@ class Denoiser:
         options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas.to(self.device)
         self._model, self._options = model, options
         self._guiders = [self._guider(p, negative, cfg, shape) for p in positives]
+        self._kinds = _kinds(self._guiders)
 
     def _guider(self, positive: Any, negative: Any | None, cfg: float, shape: Sequence[int]) -> Any:
         guider = comfy.samplers.CFGGuider(self._model)
@@ -114,11 +116,13 @@ class Denoiser:
         return guider
 
     def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A forward pass for each prompt."""
+        """A forward pass for all prompts that can share one."""
         clean: list[Tensor] = [x] * len(x)
-        for prompt in dict.fromkeys(prompt_indices):
-            rows = [i for i, index in enumerate(prompt_indices) if index == prompt]
-            estimate = self._guiders[prompt](x[rows], sigma[rows], model_options=self._options, seed=0)
+        kinds = [self._kinds[index] for index in prompt_indices]
+        for kind in dict.fromkeys(kinds):
+            rows = [i for i, other in enumerate(kinds) if other == kind]
+            guider = joined([self._guiders[prompt_indices[row]] for row in rows])
+            estimate = guider(x[rows], sigma[rows], model_options=self._options, seed=0)
             for row, value in zip(rows, estimate, strict=True):
                 clean[row] = value
         estimates = torch.stack(clean)
@@ -149,6 +153,15 @@ class Denoiser:
         if isinstance(self.sampling, comfy.model_sampling.CONST):
             return time
         return min(float(self.sampling.percent_to_sigma(1 - time)), float(self.sampling.sigma_max))
+
+
+def _kinds(guiders: Sequence[Any]) -> list[int]:
+    """For each guider the number of the first one with which it can share a forward pass, which may be itself."""
+    kinds: list[int] = []
+    for number, guider in enumerate(guiders):
+        firsts = dict.fromkeys(kinds)
+        kinds.append(next((first for first in firsts if can_share(guiders[first], guider)), number))
+    return kinds
 
 
 def _like(sigma: Tensor, x: Tensor) -> Tensor:

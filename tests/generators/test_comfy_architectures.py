@@ -107,6 +107,28 @@ def test_pictures_of_another_size(tiny, make):
         generator.sample([0], [4], sampling=Sampling(height=height + 4))
 
 
+def test_prompts_of_one_shape_share_a_pass(tiny, models):
+    from dual_process.generators.comfy.generator import ComfyGenerator
+
+    sequence, values = tiny.conditioning(0)[0]
+    other = {name: value.neg() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    negative = tiny.conditioning(1) if tiny.options.get("cfg", 1) != 1 else None
+    positives = [tiny.conditioning(0), [[sequence.neg(), other]]]
+    options = {"steps": 3, **tiny.options, "negative": negative}
+    generator = ComfyGenerator(*models, positives, latent=empty(tiny), **options)
+    passes = []
+    generator._network.register_forward_hook(lambda *_: passes.append(1))
+
+    def found(*prompts):
+        seeds = (3, 4, 5)[: len(prompts)] if len(prompts) > 1 else (3 + prompts[0],)
+        passes.clear()
+        return prediction(generator, draw=Draw(prompts, seeds, (0,) * len(prompts))), len(passes)
+
+    (together, shared), (first, own), (second, _) = found(0, 1), found(0), found(1)
+    torch.testing.assert_close(together, torch.cat([first, second]), atol=1e-5, rtol=1e-5)
+    assert shared == own
+
+
 def test_a_tiny_decoder_of_flux_2(comfy):
     import comfy.sd
     from comfy.taesd.taesd import TAESD
