@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,6 +207,13 @@ def train(
             "the same LoRA, much time for the way to the device."
         ),
     ] = False,
+    critic_size: Annotated[
+        int | None, typer.Option(min=1, help="The critic sees larger pictures shrunk to this many pixels squared.")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(help="Goes before the recipe's, such as 'attention + feed-forward, last half' for less memory."),
+    ] = None,
     referee: Annotated[
         Path | None, typer.Option(help="Folder of a second critic, which does not train but helps to judge the result.")
     ] = None,
@@ -223,6 +231,7 @@ def train(
         from .generators import load_generator
 
         plan = Recipe.load(recipe, build_overlay=overlays.build)
+        plan = plan if lora_targets is None else replace(plan, lora_targets=lora_targets)
         if not plan.prompts:
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
@@ -249,6 +258,7 @@ def train(
             quantization=bits[1],
             offload=memory.critic.offload,
             gradient_checkpointing=memory.critic.checkpointing,
+            max_size=critic_size,
         )
 
         def arrange(memory: MemoryPlan) -> None:

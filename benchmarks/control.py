@@ -43,15 +43,22 @@ def main(
     seeds: Annotated[int, typer.Option(help="Training seeds for each target.")] = 3,
     pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, else as a Markdown table.")] = False,
+    line: Annotated[float | None, typer.Option(help="Only this height of the horizon, fraction from the top.")] = None,
+    lora_targets: Annotated[str | None, typer.Option(help="As in a recipe; the preset's by default.")] = None,
+    critic_size: Annotated[
+        int | None, typer.Option(help="The critic sees pictures of this many pixels squared.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Keep each run's pictures and report here.")] = None,
 ) -> None:
     """Runs every target with every seed and prints one row each."""
-    runs = [(target, seed) for target in targets(control) for seed in range(seeds)]
+    chosen_targets = targets(control) if line is None else [{"line": line}]
+    runs = [(target, seed) for target in chosen_targets for seed in range(seeds)]
+    changes = {} if lora_targets is None else {"lora_targets": lora_targets}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (target, seed) in enumerate(track(runs, console=Console(stderr=True))):
-            chosen = CONTROLS[control.value](seed=seed, **target)
-            generator, critic = demo.load(chosen.prompts)
+            chosen = CONTROLS[control.value](seed=seed, **target, **changes)
+            generator, critic = demo.load(chosen.prompts, critic_size=critic_size)
             run = run_control(chosen, generator, critic, (output or Path(scratch)) / f"{number:02}", pairs)
             rows.append({"target": target, **run.report})
     print(json.dumps(rows, indent=2) if as_json else markdown(rows))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core.errors import CriticError
 
@@ -30,6 +32,55 @@ def check_images(images: Tensor) -> None:
     low, high = (value.item() for value in torch.aminmax(images.detach()))
     if not (low >= -SLACK and high <= 1 + SLACK):  # so written that NaN fails too
         raise CriticError(f"Expected images with values in [0, 1], got {low:.4g} to {high:.4g}: clamp or rescale them.")
+
+
+def check_max_size(max_size: object) -> None:
+    """Raises CriticError unless it is None or a whole number of at least 1."""
+    if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1):
+        raise CriticError(f"Expected max_size as None or a whole number of pixels of at least 1, got {max_size!r}.")
+
+
+def shrunk(images: Tensor, max_size: int | None) -> Tensor:
+    """Images [B, 3, H, W], those of more than `max_size` squared pixels resized to it; keeps gradient and proportions.
+
+    Antialiased bicubic, as most image processors resize.
+    """
+    height, width = images.shape[-2:]
+    if max_size is None or height * width <= max_size**2:
+        return images
+    scale = max_size / math.sqrt(height * width)
+    size = [max(1, round(side * scale)) for side in (height, width)]
+    return F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+
+
+def take_small_images(image_processor: Any, max_size: int) -> None:
+    """Lets the image processor leave pictures of `max_size` squared small, where it has a least area of its own (Qwen).
+
+    Raises:
+        CriticError: it makes them as large as others, so that nothing would be saved.
+    """
+    if _is_seen_smaller(image_processor, max_size):
+        return
+    size = getattr(image_processor, "size", None)
+    least = size.get("shortest_edge") if hasattr(image_processor, "merge_size") and size else None  # an area
+    if least is not None:
+        # A quarter, since sides are rounded to whole patches.
+        image_processor.size = type(size)(**{**dict(size), "shortest_edge": min(least, max_size**2 // 4)})
+        if _is_seen_smaller(image_processor, max_size):
+            return
+    raise CriticError(
+        f"Expected a critic that sees pictures of {max_size} × {max_size} pixels smaller than others, but its "
+        f"{type(image_processor).__name__} gives them the same size: nothing would be saved. Leave max_size out, or "
+        "choose a smaller one."
+    )
+
+
+def _is_seen_smaller(image_processor: Any, max_size: int) -> bool:
+    small, large = (
+        preprocess(image_processor, torch.zeros(1, 3, side, side))["pixel_values"].numel()
+        for side in (max_size, 2 * max_size)
+    )
+    return small < large
 
 
 def preprocess(image_processor: Any, images: Tensor) -> dict[str, Any]:

@@ -14,13 +14,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(
-    prompts: Sequence[str] | None = None, folder: str | Path = WEIGHTS
+    prompts: Sequence[str] | None = None, folder: str | Path = WEIGHTS, critic_size: int | None = None
 ) -> tuple[DiffusersGenerator, TransformersCritic]:
     """The demo generator (112 × 112, one sampler step) and the demo critic, float32 on the CPU.
 
     Args:
         prompts: what the generator holds; the horizon control's training and held-out prompts by default.
         folder: where `pipeline/` and `critic/` lie; the weights that ship with the pack by default.
+        critic_size: `max_size` of the critic.
     """
     from ..critics import load_critic
     from ..generators import load_generator
@@ -35,4 +36,4 @@ def load(
         width=IMAGE_SIZE,
         num_inference_steps=1,
     )
-    return generator, load_critic(Path(folder) / "critic", device="cpu")
+    return generator, load_critic(Path(folder) / "critic", device="cpu", max_size=critic_size)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ..core.errors import GeneratorError
-from ..core.protocols import ATTENTION, ATTENTION_AND_FEED_FORWARD, LORA_TARGETS
+from ..core.protocols import ATTENTION, ATTENTION_AND_FEED_FORWARD, LAST_HALF, LORA_TARGETS
 
 Kind = Literal["attention", "feed-forward", "other"]
 
 _ATTENTION = re.compile(r"attn|attention|qkv|\bto_[qkv]\b|\blinear1\b")  # linear1: of Flux-like single blocks
 _FEED_FORWARD = re.compile(r"mlp|\bff|feed_?forward|\blinear2\b|\bproj_out\b|conv_(inverted|depth|point)")
+_BLOCK = re.compile(r".*?\btransformer_blocks\.\d+|.*?\.\d+")  # a UNet's stages hold several transformer blocks
 _OTHER = re.compile(r"norm|mod\b|_mod|modulation|emb|adaln", re.IGNORECASE)
 
 
@@ -30,18 +31,23 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
     """Whether each layer, given by all its names, is one of the targets.
 
     Args:
-        layers: of a network's blocks.
-        targets: one of `LORA_TARGETS`, or a regular expression that one of a layer's names must match as a whole.
+        layers: of a network's blocks, in the order in which the network runs them.
+        targets: one of `LORA_TARGETS`, or a regular expression that one of a layer's names must match as a whole; with
+            `LAST_HALF` behind it, only in the last half of the blocks, of an odd number the larger one.
 
     Raises:
         GeneratorError: the expression is none, or no layer is chosen.
     """
-    if targets in LORA_TARGETS:
-        wanted = {ATTENTION: ("attention",), ATTENTION_AND_FEED_FORWARD: ("attention", "feed-forward")}.get(targets)
+    whole = targets.removesuffix(LAST_HALF)
+    if whole in LORA_TARGETS:
+        wanted = {ATTENTION: ("attention",), ATTENTION_AND_FEED_FORWARD: ("attention", "feed-forward")}.get(whole)
         found = [wanted is None or kind(names) in wanted for names in layers]
     else:
-        pattern = _compiled(targets)
+        pattern = _compiled(whole)
         found = [any(pattern.fullmatch(name) for name in names) for names in layers]
+    if whole != targets:
+        late = _last_half(layers)
+        found = [take and _block(names) in late for names, take in zip(layers, found, strict=True)]
     if not any(found):
         raise GeneratorError(
             f"Expected LoRA targets that choose some layer: one of {', '.join(map(repr, LORA_TARGETS))}, or a regular "
@@ -49,6 +55,17 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
             f"{targets!r}."
         )
     return found
+
+
+def _last_half(layers: Sequence[tuple[str, ...]]) -> set[str]:
+    """The names of the blocks."""
+    blocks = list(dict.fromkeys(_block(names) for names in layers))
+    return {*blocks[len(blocks) // 2 :]}
+
+
+def _block(names: Sequence[str]) -> str:
+    found = _BLOCK.match(names[0])
+    return found.group() if found else names[0]
 
 
 def _compiled(targets: str) -> re.Pattern[str]:

@@ -77,6 +77,17 @@ class LoadVLMCritic(io.ComfyNode):
                     tooltip="A Hugging Face id, such as Qwen/Qwen2.5-VL-3B-Instruct: used instead of the folder "
                     "above, and downloaded into models/VLM if it is not there yet. Empty: nothing is downloaded.",
                 ),
+                io.Int.Input(
+                    "max_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=4,
+                    advanced=True,
+                    optional=True,
+                    tooltip="The critic sees larger pictures shrunk to this many pixels squared: less memory and time, "
+                    "slightly other answers. 0: off.",
+                ),
             ],
             outputs=[Critic.Output(display_name="critic", tooltip="The critic, for VQA Loss and Ask VLM Critic.")],
             hidden=[io.Hidden.unique_id],
@@ -107,6 +118,7 @@ class LoadVLMCritic(io.ComfyNode):
         quantization: str = "none",
         gradient_checkpointing: bool = False,
         download: str = "",
+        max_size: int = 0,
     ) -> io.NodeOutput:
         from ..critics.comfy.managed import load_managed_critic
         from ..distillation import CriticError
@@ -117,7 +129,7 @@ class LoadVLMCritic(io.ComfyNode):
         folder = critic_folders().get(wanted)
         if folder is None:
             raise CriticError(no_critic(wanted))
-        key = (fingerprint(folder), dtype, device, quantization, gradient_checkpointing)
+        key = (fingerprint(folder), dtype, device, quantization, gradient_checkpointing, max_size)
         critic = _loaded.get(key)
         if critic is None:
             with outside_inference_mode():
@@ -127,6 +139,7 @@ class LoadVLMCritic(io.ComfyNode):
                     None if dtype == "auto" else dtype,
                     None if quantization == "none" else quantization,
                     gradient_checkpointing,
+                    max_size or None,
                 )
             _loaded[key] = critic
         return io.NodeOutput(critic)

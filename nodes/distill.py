@@ -297,7 +297,8 @@ class Distill(io.ComfyNode):
                     default=FROM_PRESET,
                     optional=True,
                     advanced=True,
-                    tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks.",
+                    tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks. last "
+                    "half: only in the last half of the blocks, for less memory and time and a weaker control.",
                 ),
                 io.String.Input(
                     "target_pattern",

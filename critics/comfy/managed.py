@@ -85,7 +85,12 @@ class ManagedCritic:
 
 
 def load_managed_critic(
-    folder: Path, device: str | None, dtype: str | None, quantization: str | None, gradient_checkpointing: bool
+    folder: Path,
+    device: str | None,
+    dtype: str | None,
+    quantization: str | None,
+    gradient_checkpointing: bool,
+    max_size: int | None = None,
 ) -> ManagedCritic | TransformersCritic:
     """Loads a critic into main memory, to be moved by ComfyUI; a quantised one to its device, where it stays.
 
@@ -95,13 +100,15 @@ def load_managed_critic(
         dtype: None is float32 on the CPU, else bfloat16.
         quantization: None, "8bit" or "4bit".
         gradient_checkpointing: whether the backward pass computes each layer again.
+        max_size: see `load_critic`.
 
     Raises:
         CriticError: the folder or the settings cannot make a critic.
     """
     place = comfy.model_management.get_torch_device() if device is None else choose_device(device, CriticError)
+    options: dict[str, Any] = {"gradient_checkpointing": gradient_checkpointing, "max_size": max_size}
     if quantization is not None:
         size = sum(file.stat().st_size for file in weight_files(folder))
         comfy.model_management.free_memory(size, place)
-        return load_critic(folder, place, dtype, quantization, gradient_checkpointing=gradient_checkpointing)
-    return ManagedCritic(load_critic(folder, place, dtype, offload=True, gradient_checkpointing=gradient_checkpointing))
+        return load_critic(folder, place, dtype, quantization, **options)
+    return ManagedCritic(load_critic(folder, place, dtype, offload=True, **options))

@@ -255,7 +255,7 @@ class ComfyGenerator:
             stack.enter_context(leave_inference_mode(grad))
             model = self.model.model
             stack.enter_context(trainable_through([model, self.vae.first_stage_model], model.latent_format))
-            stack.enter_context(differentiable(self._network, self._checkpointing))
+            stack.enter_context(differentiable(self._network, self._checkpointing, [*self._layers.values()]))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())
             denoiser = self._denoiser = self._denoiser_for(shape)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,13 +39,19 @@ def trainable_through(modules: Iterable[nn.Module], latent_format: Any) -> Itera
 
 
 @contextmanager
-def differentiable(model: nn.Module, gradient_checkpointing: bool) -> Iterator[None]:
+def differentiable(
+    model: nn.Module, gradient_checkpointing: bool, trained: Collection[nn.Module] | None = None
+) -> Iterator[None]:
     """While entered, backward passes through a ComfyUI diffusion model are right, see docs/architecture.md.
 
     ComfyUI adds residuals in place, which overwrites what autograd has saved. Flux gets a copy where it matters;
     any other architecture runs under autograd's own copy-on-write, which costs about a fifth more time. With gradient
     checkpointing, a backward pass has to be made by `backward()` rather than `torch.autograd.grad`.
+
+    Args:
+        trained: the layers that a LoRA changes; a block before the first of them keeps no graph. None: any may be.
     """
+    layers = {*(trained or ())}
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True  # chooses operations that have a backward pass
     try:
@@ -62,7 +68,8 @@ def differentiable(model: nn.Module, gradient_checkpointing: bool) -> Iterator[N
                 stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
                 if gradient_checkpointing:
                     for block in blocks(model).values():
-                        stack.enter_context(_recomputed(block))
+                        has_lora = trained is None or any(module in layers for module in block.modules())
+                        stack.enter_context(_recomputed(block, has_lora))
             yield
     finally:
         comfy.model_management.in_training = before
@@ -102,7 +109,7 @@ def _checkpointed(block: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recomputed(block: nn.Module) -> Iterator[None]:
+def _recomputed(block: nn.Module, has_lora: bool) -> Iterator[None]:
     """Recomputes a block of any kind in the backward pass, where copy-on-write is in force again.
 
     Reentrant, because the other kind of checkpoint keeps what it recomputes by hooks of its own, past copy-on-write.
@@ -113,6 +120,11 @@ def _recomputed(block: nn.Module) -> Iterator[None]:
         leaves, structure = tree_flatten((args, kwargs))  # copies dictionaries that the model changes block by block
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
+        tensors = [leaves[place] for place in places]
+        learns = has_lora or any(tensor.requires_grad for tensor in tensors)
+        if not learns or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+
         def run(_: Tensor, *tensors: Tensor) -> Any:
             values = list(leaves)
             for place, tensor in zip(places, tensors, strict=True):
@@ -120,9 +132,8 @@ def _recomputed(block: nn.Module) -> Iterator[None]:
             again = tree_unflatten(values, structure)
             return forward(*again[0], **again[1])
 
-        # The LoRA is inside, so the output needs a gradient even where no input has one.
-        trigger = torch.ones(1, device=leaves[places[0]].device, requires_grad=torch.is_grad_enabled())
-        tensors = [leaves[place] for place in places]
+        # Where the LoRA is inside, the output needs a gradient even where no input has one.
+        trigger = torch.ones(1, device=tensors[0].device, requires_grad=True)
         return checkpoint(run, trigger, *tensors, use_reentrant=True, preserve_rng_state=False)
 
     with overridden_forward(block, recomputed):

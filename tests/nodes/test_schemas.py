@@ -15,7 +15,7 @@ pytestmark = pytest.mark.comfyui
 
 # Ids, sockets and widgets as saved workflows know them: by position. Append only.
 INPUTS = {
-    "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download"],
+    "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download", "max_size"],
     "LoadDemoModels": [],
     "CriticFromCLIP": ["clip", "max_size"],
     "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast", "prompts"],
