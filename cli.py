@@ -207,6 +207,10 @@ def train(
             "the same LoRA, much time for the way to the device."
         ),
     ] = False,
+    tiny_decoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a tiny decoder (taesd, taesdxl, taesd3, taef1) for the gradient: less memory."),
+    ] = None,
     critic_size: Annotated[
         int | None, typer.Option(min=1, help="The critic sees larger pictures shrunk to this many pixels squared.")
     ] = None,
@@ -251,6 +255,7 @@ def train(
             gradient_checkpointing=memory.generator.checkpointing,
             offload=memory.generator.offload,
             quantization=bits[0],
+            tiny_decoder=tiny_decoder,
         )
         judge = load_critic(
             critic,

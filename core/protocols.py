@@ -76,9 +76,10 @@ class ModelInfo:
     architecture: str
     dtype: str
     weights_sha256: str
+    settings: str = ""  # what else the numbers depend on, in words
 
     def to_dict(self) -> dict[str, str]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value or name != "settings"}
 
 
 class Generator(Protocol):

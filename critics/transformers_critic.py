@@ -176,6 +176,7 @@ class TransformersCritic:
             architecture=type(self.model).__name__,
             dtype=dtype,
             weights_sha256=weights_sha256(self.model.named_parameters()),
+            settings="" if self._max_size is None else f"sees at most {self._max_size}² pixels",
         )
 
     def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:

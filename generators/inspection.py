@@ -23,10 +23,10 @@ def facts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterato
     elif not recipe:
         yield "made by", "another trainer, or without metadata: nothing is known of its aim"
     if model:
-        yield "for", f"{model['name']} ({model['architecture']}, {model['dtype']})"
+        yield "for", _model(model)
         yield "weights", model["weights_sha256"]
     for name, critic in _json(metadata, "dual_process.critics").items():
-        yield f"critic {name}", f"{critic['name']} ({critic['architecture']}, {critic['dtype']})"
+        yield f"critic {name}", _model(critic)
     if recipe:
         history = _json(metadata, "dual_process.history")
         yield "trained", _training(recipe, history)
@@ -41,6 +41,10 @@ def _json(metadata: Mapping[str, str], key: str) -> Any:
         return json.loads(metadata.get(key, "{}"))
     except json.JSONDecodeError as error:
         raise LoraFileError(f"Expected JSON as {key} in the metadata, got something else: {error}.") from error
+
+
+def _model(info: Mapping[str, str]) -> str:
+    return f"{info['name']} ({', '.join(info[key] for key in ('architecture', 'dtype', 'settings') if info.get(key))})"
 
 
 def _role(question: Mapping[str, Any]) -> str:

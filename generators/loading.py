@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
 
@@ -19,6 +20,7 @@ from ..core.streaming import Offload
 from .architectures import ARCHITECTURES, Architecture
 from .diffusers.generator import DiffusersGenerator
 from .diffusers.loading import from_configurations, from_pipeline, from_pretrained
+from .diffusers.tiny_decoder import open_tiny_decoder
 from .settings import GeneratorSettings
 
 
@@ -33,6 +35,7 @@ def load_generator(
     num_inference_steps: int | None = None,
     gradient_checkpointing: bool = False,
     offload: Offload = False,
+    tiny_decoder: str | Path | AutoencoderTiny | None = None,
     download: bool = False,
     quantization: str | None = None,
 ) -> DiffusersGenerator:
@@ -48,6 +51,9 @@ def load_generator(
         gradient_checkpointing: recompute activations in the backward pass: less memory, same gradient.
         offload: keep the weights in main memory; they come to `device` only while the generator works, or with "blocks"
             each block's only while that block works (with `gradient_checkpointing`, or the graph would keep them).
+        tiny_decoder: an AutoencoderTiny of the model's family, its folder in diffusers' layout or Hugging Face id; it
+            is left as it is. `estimate` makes its images by it, for less memory and time and slightly other gradients;
+            `sample` keeps the VAE.
         download: allow the network; otherwise only folders and files already downloaded are read.
         quantization: "8bit" or "4bit" (both need bitsandbytes) or "fp8" for the network's linear layers, made of a
             folder's whole weights; None takes the weights as they are, a network quantised by bitsandbytes included.
@@ -57,7 +63,8 @@ def load_generator(
     """
     texts = _check_prompts(prompts)
     check_quantization(quantization, KINDS, GeneratorError)
-    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload)
+    tiny = None if tiny_decoder is None else open_tiny_decoder(tiny_decoder, download)
+    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload, tiny_decoder=tiny)
     place = None if device is None else choose_device(device, GeneratorError)
     if isinstance(path_or_pipeline, DiffusionPipeline):
         if quantization is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.errors import GeneratorError
 from ..core.streaming import Offload, check_offload
@@ -23,6 +24,9 @@ class GeneratorSettings:
         metadata={
             "help": "Keep the weights in main memory except while the generator works; 'blocks': while the block works."
         },
+    )
+    tiny_decoder: Any = field(
+        default=None, metadata={"help": "An AutoencoderTiny that makes the pictures of which only the gradient counts."}
     )
 
     def __post_init__(self) -> None:

@@ -78,6 +78,29 @@ def test_train_writes_its_files(recipe, tmp_path):
     assert len(json.loads(metadata["dual_process.anchors"])) >= 2
 
 
+def test_the_savings_that_are_not_exact(recipe, tmp_path):
+    """The demo's own VAE as the tiny decoder changes nothing; the others do."""
+    ways = {
+        "plain": [],
+        "tiny": ["--tiny-decoder", str(WEIGHTS / "pipeline" / "vae")],
+        "small": ["--critic-size", "84"],
+        "half": ["--lora-targets", "attention + feed-forward, last half"],
+    }
+    loras = {}
+    for name, options in ways.items():
+        result = CliRunner().invoke(app, [*arguments(recipe, tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+        loras[name] = read_tensors(tmp_path / name / "lora.safetensors")
+    plain, metadata = loras["plain"]
+    for name in ("tiny", "small"):
+        same = all(torch.equal(tensor, plain[key]) for key, tensor in loras[name][0].items())
+        assert same == (name == "tiny")
+    assert {key.split(".")[1] for key in loras["half"][0]} == {"single_transformer_blocks"}
+    assert "tiny decoder vae" in loras["tiny"][1]["dual_process.base_model"]
+    assert "at most 84" in loras["small"][1]["dual_process.critics"]
+    assert "settings" not in metadata["dual_process.base_model"] + metadata["dual_process.critics"]
+
+
 def test_turns_train_the_same_lora(recipe, tmp_path):
     ways = {"together": [], "turns": ["--take-turns", "--checkpointing"], "stream": ["--stream"]}
     for name, options in ways.items():

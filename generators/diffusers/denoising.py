@@ -13,7 +13,7 @@ from ...core.residency import Turns
 from ..architectures.architecture import Architecture, Conditions, Parts, Size
 from ..noise import draw_noise
 
-NETWORK, DECODER = "network", "decoder"
+NETWORK, DECODER, TINY_DECODER = "network", "decoder", "tiny decoder"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class PipelineDenoiser:
         size: of one latent.
         steps: of the sampler.
         guidance: its strength; None for a model that has none.
-        turns: of NETWORK and DECODER.
+        turns: of NETWORK, DECODER and TINY_DECODER.
+        tiny_decoder: decodes instead of the VAE.
     """
 
     def __init__(
@@ -69,9 +70,11 @@ class PipelineDenoiser:
         guidance: float | None,
         device: torch.device,
         turns: Turns,
+        tiny_decoder: nn.Module | None = None,
     ) -> None:
         self._architecture, self._parts, self._prompts, self._size = architecture, parts, prompts, size
         self._guidance, self._device, self._turns = guidance, device, turns
+        self._decoder, self._vae = (DECODER, parts.vae) if tiny_decoder is None else (TINY_DECODER, tiny_decoder)
         self.sigmas = architecture.sigmas(parts.scheduler, steps, size).to(device)
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
@@ -113,11 +116,11 @@ class PipelineDenoiser:
         return self._architecture.path.finish(x, self.sigmas[-1])
 
     def decode(self, clean: Tensor) -> Tensor:
-        self._turns.come(DECODER)
+        self._turns.come(self._decoder)
         clean = self._turns.before_backward(NETWORK, clean)
         latents = self._architecture.unpack(clean, self._size.height, self._size.width)
-        image = (self._architecture.decode(self._parts.vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
-        return self._turns.before_backward(DECODER, image)
+        image = (self._architecture.decode(self._vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
+        return self._turns.before_backward(self._decoder, image)
 
 
 def _like(sigma: Tensor, x: Tensor) -> Tensor:

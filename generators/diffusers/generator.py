@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from itertools import chain
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ from ..architectures.layers import Split, splits
 from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
-from .denoising import DECODER, NETWORK, EncodedPrompts, PipelineDenoiser, decoding_parts
+from .denoising import DECODER, NETWORK, TINY_DECODER, EncodedPrompts, PipelineDenoiser, decoding_parts
 from .peft_lora import AttachedLora
 from .sizes import decoder_size, network_size
+from .tiny_decoder import fitted
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class DiffusersGenerator:
         config: what the pipeline's own configuration says beside the network's.
 
     Raises:
-        GeneratorError: settings or scheduler do not fit the architecture.
+        GeneratorError: settings, tiny decoder or scheduler do not fit the architecture.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class DiffusersGenerator:
         self.device, self.dtype = device or network.device, network.dtype
         own = architecture.path.own_scheduler(scheduler)
         self._parts = Parts(network, vae, own, {**network.config, **(config or {})})
+        tiny = settings.tiny_decoder
+        self.tiny_decoder = None if tiny is None else fitted(tiny, architecture, self._parts, self.dtype)
         self._prompts = prompts.to(self.device, self.dtype)
         self._name = name
         self._info: ModelInfo | None = None
@@ -87,8 +91,9 @@ class DiffusersGenerator:
         The numbers stay. Call it outside `training`.
         """
         home = torch.device("cpu") if offload else self.device
-        for part in (self.network, self.vae):
-            part.to(home)
+        for part in (self.network, self.vae, self.tiny_decoder):
+            if part is not None:
+                part.to(home)
         if self._lora is not None:  # computes where the network does
             for parameter in self._lora.parameters().values():
                 parameter.data = parameter.data.to(self.device)
@@ -102,9 +107,13 @@ class DiffusersGenerator:
             else partial(visiting, [self.network], self.device),
             DECODER: partial(visiting, decoding_parts(self.vae), self.device),
         }
+        if self.tiny_decoder is not None:
+            self._visits[TINY_DECODER] = partial(visiting, decoding_parts(self.tiny_decoder), self.device)
         self._turns = Turns(self._visits)
         self.keeps_graph = gradient_checkpointing  # else it would keep the weights on the device
-        for part in (self.network, self.vae):
+        for part in (self.network, self.vae, self.tiny_decoder):
+            if part is None:
+                continue
             if gradient_checkpointing and part._supports_gradient_checkpointing:
                 part.enable_gradient_checkpointing()
             elif part.is_gradient_checkpointing:
@@ -138,7 +147,8 @@ class DiffusersGenerator:
             architecture = self.architecture.name(self._parts.config)
             digest = weights_sha256(self._base_parameters())
             dtype = ", ".join(filter(None, (quantization_of(self.network), str(self.dtype).removeprefix("torch."))))
-            self._info = ModelInfo(self._name, architecture, dtype, digest)
+            tiny = "" if self.tiny_decoder is None else f"gradients by the tiny decoder {_name(self.tiny_decoder)}"
+            self._info = ModelInfo(self._name, architecture, dtype, digest, tiny)
         return self._info
 
     def _base_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -260,7 +270,8 @@ class DiffusersGenerator:
     def _frozen(self) -> Iterator[None]:
         """While entered, only our LoRA requires gradients, and all else may visit the device."""
         ours = {id(parameter) for parameter in (self._lora.parameters().values() if self._lora else ())}
-        parameters = chain(self.network.parameters(), self.vae.parameters())
+        models = [model for model in (self.network, self.vae, self.tiny_decoder) if model is not None]
+        parameters = chain.from_iterable(model.parameters() for model in models)
         frozen = [p for p in parameters if p.requires_grad and id(p) not in ours]
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -280,7 +291,9 @@ class DiffusersGenerator:
     # Its pictures
 
     def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:
-        """Clean image estimates, decoded; one forward pass with gradient, two with classifier-free guidance.
+        """Clean image estimates, decoded, by the tiny decoder if there is one.
+
+        One forward pass with gradient, two with classifier-free guidance.
 
         Returns:
             Images [B, 3, H, W] float32, unclamped; predictions, float32, in the network's layout: the velocity of a
@@ -289,7 +302,7 @@ class DiffusersGenerator:
         Raises:
             GeneratorError: the draw does not fit this generator.
         """
-        denoiser = self._denoiser(draw.prompt_indices, draw.noise_seeds, draw.sampling)
+        denoiser = self._denoiser(draw.prompt_indices, draw.noise_seeds, draw.sampling, tiny_decoder=self.tiny_decoder)
         rollout.check_point(draw, len(denoiser.sigmas) - 1)
         return rollout.estimate(denoiser, draw, needs, self._scaled)
 
@@ -325,7 +338,12 @@ class DiffusersGenerator:
             return rollout.sample(denoiser, prompt_indices, seeds)
 
     def _denoiser(
-        self, prompts: Sequence[int], seeds: Sequence[int], sampling: Sampling, steps: int | None = None
+        self,
+        prompts: Sequence[int],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        steps: int | None = None,
+        tiny_decoder: Any = None,
     ) -> PipelineDenoiser:
         rollout.check_batch(self.num_prompts, prompts, seeds)
         steps = sampling.num_inference_steps if steps is None else steps
@@ -333,7 +351,7 @@ class DiffusersGenerator:
         size, guidance = self._size(sampling), self._guidance(sampling)
         return PipelineDenoiser(
             *(self.architecture, self._parts, self._prompts, size, steps or self._steps, guidance, self.device),
-            self._turns,
+            *(self._turns, tiny_decoder),
         )
 
     # What it refuses
@@ -358,3 +376,7 @@ class DiffusersGenerator:
                 f"{sampling.guidance:g} was asked for. Leave guidance out, or set it to {own.off:g}."
             )
         return own.default if sampling.guidance is None else sampling.guidance
+
+
+def _name(decoder: Any) -> str:
+    return Path(decoder.config.get("_name_or_path") or type(decoder).__name__).name
