@@ -308,6 +308,12 @@ class Distill(io.ComfyNode):
                     tooltip="For lora_targets 'by pattern': a regular expression that a layer's whole name, as "
                     r"ComfyUI or diffusers has it, must match, such as double_blocks\.\d+\.img_attn\..*",
                 ),
+                io.Vae.Input(
+                    "gradient_vae",
+                    optional=True,
+                    tooltip="A smaller VAE for the same latents, such as taef1 for Flux from Load VAE: training makes "
+                    "its pictures by it, for less memory and time. Finished pictures are the vae's.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -346,9 +352,10 @@ class Distill(io.ComfyNode):
         sigmas: Tensor | None = None,
         resume: Any = None,
         referee: Any = None,
+        gradient_vae: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
-        sources = Sources(model, vae, prompts, loss, latent, negative, sigmas, resume, referee)
+        sources = Sources(model, vae, prompts, loss, latent, negative, sigmas, resume, referee, gradient_vae)
         with outside_inference_mode(grad=True):
             taught = teach(sources, preset, widgets, cls.hidden)
         return io.NodeOutput(taught.lora, taught.comparison, taught.before, taught.after, taught.verdict, taught.losses)

@@ -48,6 +48,7 @@ class Sources:
     sigmas: Tensor | None
     resume: Any
     referee: Any
+    gradient_vae: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Pla
         sigmas=sources.sigmas,
         prompts=(*prompts.texts, *prompts.held_out_texts) if prompts.texts is not None else None,
         gradient_checkpointing=widgets["gradient_checkpointing"] and generator_can_checkpoint(sources.model),
+        gradient_vae=sources.gradient_vae,
     )
     return plan, generator
 

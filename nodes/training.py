@@ -51,7 +51,7 @@ def fit_together(generator: Any, critics: dict[str, Any], batch_size: int) -> bo
     device = generator.model.load_device
     if comfy.model_management.is_device_cpu(device):
         return True
-    ours = {id(p.model): p for p in (generator.model, generator.vae.patcher)}.values()
+    ours = {id(p.model): p for p in (generator.model, *(vae.patcher for vae in generator.vaes))}.values()
     weights = sum(patcher.model_size() for patcher in ours if patcher.load_device == device)
     judges = critic_sizes(critics, device)
     # Critics judge one after the other, beside the graph of the pictures.

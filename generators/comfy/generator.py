@@ -19,6 +19,7 @@ from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Es
 from .. import rollout
 from ..architectures.layers import splits
 from ..lora import Shapes, check_format, gaussian_weights, read, shapes_of, split, write
+from .decoder import Decoder
 from .existing import starting_from
 from .gradients import differentiable, leave_inference_mode, trainable_through
 from .inputs import (
@@ -30,7 +31,6 @@ from .inputs import (
     file_name,
     known_architecture,
     latent_shape,
-    output_map,
     pixels_per_latent,
     trainable_model,
     trainable_vae,
@@ -57,6 +57,8 @@ class ComfyGenerator:
         sigmas: SIGMAS [steps + 1] to use instead, falling, the last 0.
         prompts: the conditionings' texts, where known.
         gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient.
+        gradient_vae: a VAE for the same latents that makes the images of `estimate`, such as a tiny one (taef1): less
+            memory and time, slightly other gradients. None: `vae`, which makes the pictures of `sample` in any case.
 
     Attributes:
         loaded_with: patchers of other models that stay loaded while this one trains, the critics'; None where they
@@ -82,6 +84,7 @@ class ComfyGenerator:
         sigmas: Tensor | None = None,
         prompts: Sequence[str] | None = None,
         gradient_checkpointing: bool = False,
+        gradient_vae: Any | None = None,
     ) -> None:
         if not conditionings:
             raise GeneratorError("Expected at least one CONDITIONING: connect a CLIPTextEncode node.")
@@ -92,7 +95,13 @@ class ComfyGenerator:
         check_vae(model, vae)
         self.model, self.vae = trainable_model(model), trainable_vae(vae)
         self._shape = latent_shape(self.model, latent)
-        self._output_scale, self._output_shift = output_map(vae)
+        self._decode = self._decode_for_gradient = Decoder(self.model, self.vae)
+        self.gradient_vae = self.vae
+        if gradient_vae is not None and gradient_vae is not vae:
+            check_vae(model, gradient_vae)
+            self.gradient_vae = trainable_vae(gradient_vae)
+            factor = pixels_per_latent(self.model, self.vae)
+            self._decode_for_gradient = Decoder(self.model, self.gradient_vae, factor)
         self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
         self._checkpointing = gradient_checkpointing
@@ -125,7 +134,8 @@ class ComfyGenerator:
         if self._info is None:
             dtype = str(self.model.model_dtype()).removeprefix("torch.")
             digest = weights_sha256(base_weights(self.model))
-            self._info = ModelInfo(file_name(self.model), architecture_name(self.model.model), dtype, digest)
+            other = "" if self.gradient_vae is self.vae else f"gradients by {file_name(self.gradient_vae.patcher)}"
+            self._info = ModelInfo(file_name(self.model), architecture_name(self.model.model), dtype, digest, other)
         return self._info
 
     @property
@@ -136,10 +146,15 @@ class ComfyGenerator:
     def _network(self) -> nn.Module:
         return self.model.model.diffusion_model
 
+    @property
+    def vaes(self) -> list[Any]:
+        """The VAE, and the one for the gradient if it is another."""
+        return [self.vae, *([] if self.gradient_vae is self.vae else [self.gradient_vae])]
+
     def working_memory(self, batch_size: int) -> int:
         """Bytes that a training step takes on the device beside the weights, an estimate."""
         passes = 1 if self._cfg == 1 else 2
-        return training_memory(self.model, self.vae, self._shape, batch_size, passes, self._checkpointing)
+        return training_memory(self.model, self.gradient_vae, self._shape, batch_size, passes, self._checkpointing)
 
     # Its LoRA
 
@@ -251,10 +266,11 @@ class ComfyGenerator:
             yield self._denoiser if shape == self._shape else self._denoiser_for(shape)
             return
         with ExitStack() as stack:
-            stack.enter_context(loaded(self.model, self.vae, self.loaded_with, self._all_conditionings, shape))
+            stack.enter_context(loaded(self.model, self.vaes, self.loaded_with, self._all_conditionings, shape))
             stack.enter_context(leave_inference_mode(grad))
             model = self.model.model
-            stack.enter_context(trainable_through([model, self.vae.first_stage_model], model.latent_format))
+            decoders = [vae.first_stage_model for vae in self.vaes]
+            stack.enter_context(trainable_through([model, *decoders], model.latent_format))
             stack.enter_context(differentiable(self._network, self._checkpointing, [*self._layers.values()]))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())
@@ -270,7 +286,9 @@ class ComfyGenerator:
     # Its pictures
 
     def estimate(self, draw: Draw, needs: Collection[Need] = ("image", "prediction")) -> Estimate:
-        """Clean image estimates, decoded (paper, section 3.2); one forward pass with gradient. Call in `training`.
+        """Clean image estimates, decoded by `gradient_vae` (paper, section 3.2); one forward pass with gradient.
+
+        Call in `training`.
 
         Returns:
             Of `needs`: images [B, 3, H, W] float32, unclamped; predictions (x − x̂₀) / σ, float32: the velocity of a
@@ -282,7 +300,8 @@ class ComfyGenerator:
         if self._denoiser is None:
             raise GeneratorError("Expected estimate() inside `with generator.training():`.")
         self._check_draw(draw)
-        return rollout.estimate(self._denoiser, draw, needs, self._scaled)
+        denoiser = self._denoiser.decoding_by(self._decode_for_gradient)
+        return rollout.estimate(denoiser, draw, needs, self._scaled)
 
     def sample(
         self,
@@ -311,15 +330,6 @@ class ComfyGenerator:
         )
         with self._prepared(grad=False, shape=shape) as denoiser, torch.no_grad(), self._scaled(lora_scale):
             return rollout.sample(denoiser, prompt_indices, seeds)
-
-    def _decode(self, clean: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> images [B, 3, H, W], float32, unclamped."""
-        latents = self.model.model.process_latent_out(clean)
-        vae = self.vae
-        image = vae.first_stage_model.decode(latents.to(vae.device, vae.vae_dtype)).float().to(clean.device)
-        if image.ndim == 5:  # video VAEs; one frame
-            image = image[:, :, 0]
-        return image[:, :3] * self._output_scale + self._output_shift  # for most VAEs [-1, 1] -> [0, 1]
 
     # What it refuses
 

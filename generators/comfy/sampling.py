@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +34,9 @@ def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
 
 @contextmanager
 def loaded(
-    model: Any, vae: Any, others: Sequence[Any] | None, conditionings: Sequence[Any], shape: Sequence[int]
+    model: Any, vaes: Sequence[Any], others: Sequence[Any] | None, conditionings: Sequence[Any], shape: Sequence[int]
 ) -> Iterator[None]:
-    """While entered, the MODEL, what its conditionings need (ControlNets) and the VAE are loaded, ready to sample.
+    """While entered, the MODEL, what its conditionings need (ControlNets) and the VAEs are loaded, ready to sample.
 
     Args:
         others: further ModelPatchers; those of the same device stay loaded, wholly, beside them. None takes every
@@ -43,14 +44,15 @@ def loaded(
         shape: of one latent.
     """
     beside = [patcher for patcher in others or () if patcher.load_device == model.load_device]
+    decoders = [vae.patcher for vae in vaes]
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
         if others is None:
-            _take_away_all_but(model, vae.patcher)
+            _take_away_all_but(model, *decoders)
         _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
-        memory = vae.memory_used_decode(tuple(shape), vae.vae_dtype)
+        memory = max(vae.memory_used_decode(tuple(shape), vae.vae_dtype) for vae in vaes)
         comfy.model_management.load_models_gpu(
-            [model, *helpers, vae.patcher, *beside], memory_required=memory, force_full_load=bool(beside)
+            [model, *helpers, *decoders, *beside], memory_required=memory, force_full_load=bool(beside)
         )
     try:
         model.pre_run()
@@ -127,6 +129,12 @@ class Denoiser:
                 clean[row] = value
         estimates = torch.stack(clean)
         return estimates, (x - estimates) / _like(sigma, x)
+
+    def decoding_by(self, decode: Callable[[Tensor], Tensor]) -> Denoiser:
+        """The same, with another way from latents to images."""
+        other = copy.copy(self)
+        other.decode = decode
+        return other
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         _, channels, *frames, height, width = self._shape

@@ -76,6 +76,27 @@ def test_layers_by_pattern(teach):
         teach(lora_targets="by pattern", target_pattern="img_attn")
 
 
+def test_layers_of_the_last_half(teach):
+    lora = teach(lora_targets="attention + feed-forward, last half")[0]
+    assert {key.split(".")[1] for key in lora if "lora" in key} == {"single_blocks"}
+
+
+def test_a_vae_of_its_own_for_the_gradient(teach, nodes):
+    """The same weights again change nothing; others change the LoRA, but not what the base model paints."""
+    plain = teach()
+    with torch.inference_mode():
+        same, other = (nodes["DualProcessLoadDemoModels"].execute().args[2] for _ in range(2))
+        layers = list(other.first_stage_model.parameters())
+        layers[-1].data += 0.1
+    assert same.first_stage_model is not other.first_stage_model
+    again = teach(gradient_vae=same)
+    assert all(torch.equal(again[0][key], plain[0][key]) for key in plain[0])
+    changed = teach(gradient_vae=other)
+    assert not all(torch.equal(changed[0][key], plain[0][key]) for key in plain[0])
+    assert torch.equal(changed[2], plain[2])
+    assert "gradients by" in changed[0].metadata["dual_process.base_model"]
+
+
 @pytest.fixture
 def view(comfy):
     """The state that the newest run has left on the server."""

@@ -42,7 +42,7 @@ INPUTS = {
         *("lora_alpha", "lr_schedule", "gradient_accumulation", "anchor_weight", "anchor_pool", "velocity_weight"),
         *("range_weight", "max_grad_norm", "stop_probability", "timesteps", "gradient_checkpointing", "memory"),
         *("look_every", "patience", "give", "checkpoint_every", "existing_lora"),
-        *("keep_questions", "structure_weight", "lora_targets", "target_pattern"),
+        *("keep_questions", "structure_weight", "lora_targets", "target_pattern", "gradient_vae"),
     ],
 }
 
