@@ -8,8 +8,8 @@ one kernel, as on CUDA. Not counted: the context of the device (about 0.5 GiB), 
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,27 +41,33 @@ FLOPS = {
 class Ledger(TorchDispatchMode):
     """What is alive, and what has been computed, at each moment of a program.
 
+    Args:
+        card_of: the card that what goes by a name lies on; all on one unless told otherwise.
+
     Attributes:
-        peak: most bytes alive at once since `reset`.
+        peak: most bytes alive at once on one card since `reset`.
         peak_phase: what was being done then.
-        at_peak: bytes by name then.
+        at_peak: bytes by name then, on that card.
+        peaks, peaks_by_card: most bytes alive at once on one card, by phase and by card.
         flops: by phase.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, card_of: Callable[[str], int] = lambda name: 0) -> None:
         super().__init__()
+        self.card_of = card_of
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._live: dict[int, tuple[int, str]] = {}  # storage -> its bytes and name
         self._bytes: defaultdict[str, int] = defaultdict(int)  # by name
         self._away: dict[str, int] = {}
         self._phase = "other"
-        self.now = 0
+        self.now: Counter[int] = Counter()  # by card
         self.reset()
 
     def reset(self) -> None:
         """Counts anew from here."""
         self.peak, self.peak_phase, self.at_peak = 0, "", {}
         self.peaks: defaultdict[str, int] = defaultdict(int)
+        self.peaks_by_card: defaultdict[int, int] = defaultdict(int)
         self.flops: defaultdict[str, int] = defaultdict(int)
         self.moved = 0
         self._mark()
@@ -123,22 +129,27 @@ class Ledger(TorchDispatchMode):
         if key not in self._live:
             name = f"made in {self.phase}"
             self._live[key] = (storage.nbytes(), name)
-            self._bytes[name] += storage.nbytes()
-            self.now += storage.nbytes()
+            self._count(name, storage.nbytes())
             weakref.finalize(storage, self._gone, key)
             self._mark()
         return key
 
     def _gone(self, key: int) -> None:
         size, name = self._live.pop(key)
-        self._bytes[name] -= size
-        self.now -= size
+        self._count(name, -size)
+
+    def _count(self, name: str, size: int) -> None:
+        self._bytes[name] += size
+        self.now[self.card_of(name)] += size
 
     def _mark(self) -> None:
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.now)
-        if self.now > self.peak:
-            self.peak, self.peak_phase = self.now, self.phase
-            self.at_peak = {n: size - self._away.get(n, 0) for n, size in self._bytes.items()}
+        for card, now in self.now.items():
+            self.peaks[self.phase] = max(self.peaks[self.phase], now)
+            self.peaks_by_card[card] = max(self.peaks_by_card[card], now)
+            if now > self.peak:
+                self.peak, self.peak_phase = now, self.phase
+                here = {name: size for name, size in self._bytes.items() if self.card_of(name) == card}
+                self.at_peak = {name: size - self._away.get(name, 0) for name, size in here.items()}
 
     def name(self, tensors: Iterable[Tensor], name: str) -> None:
         """What these tensors are called from now on, such as "weights of the critic"."""
@@ -147,19 +158,19 @@ class Ledger(TorchDispatchMode):
                 key = self._see(tensor)
                 size, old = self._live[key]
                 self._live[key] = (size, name)
-                self._bytes[old] -= size
-                self._bytes[name] += size
+                self._count(old, -size)
+                self._count(name, size)
 
     def leave(self, name: str) -> None:
         """What goes by this name is no longer on the device."""
         if name not in self._away:
             self._away[name] = self._bytes[name]
-            self.now -= self._bytes[name]
+            self.now[self.card_of(name)] -= self._bytes[name]
 
     def come(self, name: str) -> None:
         """What goes by this name is on the device again."""
         size = self._away.pop(name, 0)
-        self.now += size
+        self.now[self.card_of(name)] += size
         self.moved += size
         self._mark()
 
@@ -213,9 +224,9 @@ def _apply(self: Any, fn: Any, recurse: bool = True) -> Any:
 
 
 @contextmanager
-def without_numbers() -> Iterator[Ledger]:
+def without_numbers(card_of: Callable[[str], int] = lambda name: 0) -> Iterator[Ledger]:
     """While entered, tensors are as described above; the ledger counts them."""
-    ledger, original = Ledger(), nn.Module._apply
+    ledger, original = Ledger(card_of), nn.Module._apply
     nn.Module._apply = _apply
     try:
         with ledger.fake, ledger, _AsOnCuda():
