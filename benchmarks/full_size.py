@@ -51,17 +51,22 @@ def main(
         wanted = [Row(one.value, count, **given) for one in plan or PlanName for count in questions or [1]]
     else:
         wanted = [*BARS]
-    kept = json.loads(keep.read_text()) if keep and keep.exists() else []
-    known = {tuple(row[key] for key in KEY): row for row in kept}
     rows = []
     for row in track(wanted, console=Console(stderr=True)):
         asked = tuple(asdict(row)[key] for key in KEY)
-        if asked not in known:
-            known[asked] = dict(zip(KEY, asked, strict=True)) | {"parts": asdict(PLANS[row.plan])} | measured(row)
+        found = read(keep).get(asked)
+        if found is None:
+            found = dict(zip(KEY, asked, strict=True)) | {"parts": asdict(PLANS[row.plan])} | measured(row)
             if keep:
-                keep.write_text(json.dumps([*known.values()], indent=1) + "\n")
-        rows.append(known[asked] | judged(row, known[asked]))
+                keep.write_text(json.dumps([*(read(keep) | {asked: found}).values()], indent=1) + "\n")
+        rows.append(found | judged(row, found))
     print(json.dumps(rows, indent=2) if as_json else markdown(rows))
+
+
+def read(file: Path | None) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows that it keeps, by what was measured."""
+    rows = json.loads(file.read_text()) if file and file.exists() else []
+    return {tuple(row[key] for key in KEY): row for row in rows}
 
 
 def measured(row: Row) -> dict[str, Any]:

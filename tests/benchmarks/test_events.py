@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from full_size_models import GeneratorModels, small_qwen
-from full_size_plans import CHECKPOINTED, STREAMED, Part, Plan
+from full_size_plans import STREAMED, Part, Plan
 from full_size_step import build_critic, build_generator, homes, moving, recipe
 from ledger import without_numbers
 from pretended import PretendedDevice
@@ -24,8 +24,6 @@ IN_TURNS = Part(place="in its turn")
 PLANS = {
     "streamed": Plan(STREAMED, STREAMED),
     "turns": Plan(IN_TURNS, IN_TURNS),
-    "turns, checkpointed": Plan(Part(place="in its turn", checkpoints=True), Part(place="in its turn")),
-    "critic streamed": Plan(CHECKPOINTED, STREAMED),
 }
 
 
@@ -55,5 +53,5 @@ def test_come_and_leave_as_on_a_device(name, monkeypatch):
         generator, critic = build(plan, parts)
         with moving(ledger, homes(generator, critic, plan)) as events:
             two_steps(generator, critic, plan)
-    assert len({name for _, name in events}) >= (2 if name == "critic streamed" else 3)
+    assert len(events) >= 20
     assert events == device.events
