@@ -21,7 +21,8 @@ class QuantizedLinear(nn.Linear):
 
     def __init__(self, plain: nn.Linear, bits: Literal[8, 4]) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias, self.bits = plain.in_features, plain.out_features, plain.bias, bits
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self.bias, self.bits = plain.bias, bits
         size = plain.weight.numel()
         # Made of the weight, so that they are fake where it is.
         packed = plain.weight.to(torch.int8) if bits == 8 else plain.weight.flatten()[: size // 2].to(torch.uint8)

@@ -61,7 +61,7 @@ def take_small_images(image_processor: Any, max_size: int) -> None:
     """
     if _is_seen_smaller(image_processor, max_size):
         return
-    size = getattr(image_processor, "size", None)
+    size: Any = getattr(image_processor, "size", None)
     least = size.get("shortest_edge") if hasattr(image_processor, "merge_size") and size else None  # an area
     if least is not None:
         # A quarter, since sides are rounded to whole patches.

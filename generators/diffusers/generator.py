@@ -91,9 +91,8 @@ class DiffusersGenerator:
         The numbers stay. Call it outside `training`.
         """
         home = torch.device("cpu") if offload else self.device
-        for part in (self.network, self.vae, self.tiny_decoder):
-            if part is not None:
-                part.to(home)
+        for part in self._models():
+            part.to(home)
         if self._lora is not None:  # computes where the network does
             for parameter in self._lora.parameters().values():
                 parameter.data = parameter.data.to(self.device)
@@ -111,13 +110,14 @@ class DiffusersGenerator:
             self._visits[TINY_DECODER] = partial(visiting, decoding_parts(self.tiny_decoder), self.device)
         self._turns = Turns(self._visits)
         self.keeps_graph = gradient_checkpointing  # else it would keep the weights on the device
-        for part in (self.network, self.vae, self.tiny_decoder):
-            if part is None:
-                continue
+        for part in self._models():
             if gradient_checkpointing and part._supports_gradient_checkpointing:
                 part.enable_gradient_checkpointing()
             elif part.is_gradient_checkpointing:
                 part.disable_gradient_checkpointing()
+
+    def _models(self) -> list[Any]:
+        return [part for part in (self.network, self.vae, self.tiny_decoder) if part is not None]
 
     # What it is
 

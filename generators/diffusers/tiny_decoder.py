@@ -55,7 +55,7 @@ def fitted(decoder: AutoencoderTiny, architecture: Architecture, parts: Parts, d
         raise GeneratorError(
             f"Expected no tiny decoder for {architecture.label}: diffusers has none for its latents. Leave it out."
         )
-    config = decoder.config
+    config: Any = decoder.config
     found: int = config.latent_channels
     wanted = architecture.channels(parts.config)
     if found != wanted:
