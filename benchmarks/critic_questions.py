@@ -44,8 +44,8 @@ SIZE = 448  # pixels: 16 × 16 image tokens
 SHARED_WORDS, OWN_WORDS = 11, 17
 
 
-def write_model(folder: Path) -> None:
-    """A model folder with random weights."""
+def write_model(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> None:
+    """A model folder with random weights; `text` and `vision` change the sizes of the model's parts."""
     names = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer(names)
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
@@ -57,10 +57,12 @@ def write_model(folder: Path) -> None:
             "hidden_size": 640, "intermediate_size": 2304, "num_hidden_layers": 12, "num_attention_heads": 10,
             "num_key_value_heads": 2, "vocab_size": 16384, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 1,
             "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
+            **(text or {}),
         },
         vision_config={
             "depth": 8, "hidden_size": 480, "intermediate_size": 1280, "num_heads": 8, "out_hidden_size": 640,
             "fullatt_block_indexes": [3, 7],
+            **(vision or {}),
         },
         image_token_id=ids[4], video_token_id=ids[5], vision_start_token_id=ids[2], vision_end_token_id=ids[3],
     )  # fmt: skip
