@@ -2,7 +2,7 @@
 
     python benchmarks/step.py            # a Markdown table; --json for all figures
 
-A random Flux of 220 M weights, its VAE and a random Qwen2.5-VL of 215 M, in bfloat16 on one CPU core, 336 × 336, one
+A random Flux of 214 M weights, its VAE and a random Qwen2.5-VL of 267 M, in bfloat16 on one CPU core, 336 × 336, one
 sampler step. Trees and numbers of questions take turns, each in a fresh process:
 
 - seconds: CPU time of a part, the median over all steps. Where a part of a step begins and ends is marked by hooks on

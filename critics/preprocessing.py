@@ -29,7 +29,7 @@ def check_images(images: Tensor) -> None:
         raise CriticError(f"Expected images as a tensor of shape [B, 3, H, W], none of them zero, got {came}.")
     if not images.is_floating_point():
         raise CriticError(f"Expected images of a float dtype with values in [0, 1], got {images.dtype}: divide by 255.")
-    low, high = (value.item() for value in torch.aminmax(images.detach()))
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # the device is waited for once
     if not (low >= -SLACK and high <= 1 + SLACK):  # so written that NaN fails too
         raise CriticError(f"Expected images with values in [0, 1], got {low:.4g} to {high:.4g}: clamp or rescale them.")
 
