@@ -105,9 +105,9 @@ class Int8Linear(QuantizedLinear):
 
     @classmethod
     def pack(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        import bitsandbytes as bnb
+        from bitsandbytes.functional import int8_vectorwise_quant
 
-        return bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))[:2]
+        return int8_vectorwise_quant(weight.to(torch.float16))[:2]
 
     def values(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype, copy=True).mul_(self.scales[:, None] / 127)
@@ -130,11 +130,9 @@ class Nf4Linear(QuantizedLinear):
 
     @classmethod
     def pack(cls, weight: Tensor) -> tuple[Tensor, Tensor]:
-        import bitsandbytes as bnb
+        from bitsandbytes.functional import quantize_4bit
 
-        packed, state = bnb.functional.quantize_4bit(
-            weight.contiguous(), blocksize=cls.block, quant_type=cls.quant_type
-        )
+        packed, state = quantize_4bit(weight.contiguous(), blocksize=cls.block, quant_type=cls.quant_type)
         return packed, state.absmax
 
     def _state(self, dtype: torch.dtype) -> Any:
@@ -144,9 +142,9 @@ class Nf4Linear(QuantizedLinear):
         return QuantState(self.scales, shape, blocksize=self.block, quant_type=self.quant_type, dtype=dtype)
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        import bitsandbytes as bnb
+        from bitsandbytes.functional import dequantize_4bit
 
-        return bnb.functional.dequantize_4bit(self.weight.data, self._state(dtype))
+        return dequantize_4bit(self.weight.data, self._state(dtype))
 
     def product(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
@@ -248,8 +246,8 @@ def taken_over(layer: Any, error: type[Exception]) -> QuantizedLinear:
 
 def _absmax(state: Any) -> Tensor:
     """The scale of each block, which may itself be packed."""
-    import bitsandbytes as bnb
+    from bitsandbytes.functional import dequantize_blockwise
 
     if not state.nested:
         return state.absmax.float()
-    return bnb.functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
+    return dequantize_blockwise(state.absmax, state.state2).float() + state.offset
