@@ -59,7 +59,7 @@ class LoadVLMCritic(io.ComfyNode):
                     advanced=True,
                     optional=True,
                     tooltip="Weights of 8 or 4 bits (needs bitsandbytes): a half or a quarter of the memory, slightly "
-                    "other answers. Such a critic stays on its device until the node cache is freed.",
+                    "other answers.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",

@@ -91,8 +91,8 @@ def load_managed_critic(
     quantization: str | None,
     gradient_checkpointing: bool,
     max_size: int | None = None,
-) -> ManagedCritic | TransformersCritic:
-    """Loads a critic into main memory, to be moved by ComfyUI; a quantised one to its device, where it stays.
+) -> ManagedCritic:
+    """Loads a critic into main memory, to be moved by ComfyUI; the weights of a quantised one are packed on the device.
 
     Args:
         folder: as transformers writes it.
@@ -110,5 +110,7 @@ def load_managed_critic(
     if quantization is not None:
         size = sum(file.stat().st_size for file in weight_files(folder))
         comfy.model_management.free_memory(size, place)
-        return load_critic(folder, place, dtype, quantization, **options)
+        critic = load_critic(folder, place, dtype, quantization, **options)
+        critic.arrange(True, gradient_checkpointing)
+        return ManagedCritic(critic)
     return ManagedCritic(load_critic(folder, place, dtype, offload=True, **options))

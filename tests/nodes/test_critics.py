@@ -248,6 +248,11 @@ def test_a_quantised_critic_trains(run, distil, vlm_folder, loss_of, quantizatio
     critic = run("LoadVLMCritic", **LOAD, quantization=quantization, gradient_checkpointing=True)[0]
     assert len(distil(loss=loss_of(critic))[1]["loss"]) == 3
     assert critic.info.dtype == f"{quantization}, float32"
+    management = import_module("comfy.model_management")
+    assert critic.patcher in management.loaded_models()
+    management.unload_all_models()
+    assert critic.patcher not in management.loaded_models()
+    assert len(distil(loss=loss_of(critic))[1]["loss"]) == 3
 
 
 def test_a_download_is_made_once_and_only_if_asked_for(run, nodes, comfy, vlm_folder, pack, monkeypatch):
@@ -303,7 +308,8 @@ def test_quantised_weights_make_room_for_what_is_read(pack, vlm_folder, tmp_path
     shutil.copyfile(vlm_folder / "model.safetensors", tmp_path / "consolidated.safetensors")
     asked = []
     monkeypatch.setattr(managed.comfy.model_management, "free_memory", lambda size, place: asked.append(size))
-    monkeypatch.setattr(managed, "load_critic", lambda *_, **__: None)
+    monkeypatch.setattr(managed, "load_critic", lambda *_, **__: SimpleNamespace(arrange=lambda *_: None))
+    monkeypatch.setattr(managed, "ManagedCritic", lambda critic: critic)
     managed.load_managed_critic(tmp_path, "cpu", None, "8bit", False)
     assert asked == [(vlm_folder / "model.safetensors").stat().st_size]
 
