@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Without options the rows that have a bar; else one for each plan and number of questions."""
     if everything:
-        wanted = [*BARS, *MORE]
+        wanted = [*BARS, *(row for row in MORE if key(row) not in map(key, BARS))]
     elif any(option is not None for option in (generator, critic, size, questions, plan)):
         named = {"generator": generator and generator.value, "critic": critic and critic.value, "size": size}
         given = {name: value for name, value in named.items() if value is not None}
@@ -53,7 +53,7 @@ def main(
         wanted = [*BARS]
     rows = []
     for row in track(wanted, console=Console(stderr=True)):
-        asked = tuple(asdict(row)[key] for key in KEY)
+        asked = key(row)
         found = read(keep).get(asked)
         if found is None:
             found = dict(zip(KEY, asked, strict=True)) | {"parts": asdict(PLANS[row.plan])} | measured(row)
@@ -66,7 +66,11 @@ def main(
 def read(file: Path | None) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The rows that it keeps, by what was measured."""
     rows = json.loads(file.read_text()) if file and file.exists() else []
-    return {tuple(row[key] for key in KEY): row for row in rows}
+    return {tuple(row[name] for name in KEY): row for row in rows}
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    return tuple(asdict(row)[name] for name in KEY)
 
 
 def measured(row: Row) -> dict[str, Any]:

@@ -88,4 +88,14 @@ BARS = (
     Row("4 bits, critic streamed", card="12 GB", gib=10.5),
     Row("streamed", card="8 GB", gib=5),
 )
-MORE = ()
+MORE = (
+    *(Row(plan) for plan in PLANS),
+    *(Row(plan, size=1024) for plan in PLANS),
+    *(Row("4 bits, critic streamed", size=size, generator="flux2-dev", card="24 GB") for size in (512, 1024)),
+    *(
+        Row(plan, generator=generator, critic=critic)
+        for generator in ("flux2-klein", "z-image", "qwen-image")
+        for critic in ("qwen2.5-vl-7b", "qwen3-vl-4b")
+        for plan in ("resident", "streamed", "checkpointed", "8 and 4 bits, checkpointed", "4 bits, critic streamed")
+    ),
+)
