@@ -16,7 +16,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-Weights = list[tuple[dict[str, Any], str, Tensor]]  # a table of parameters, buffers or attributes, a name, a tensor
+Weights = list[tuple[dict[str, Any], str, Any]]  # a table of parameters, buffers or attributes, a name, a tensor
+ABSENT: Any = object()  # in place of a value: there is nothing of this name
 
 
 def plain_weights(module: nn.Module) -> Weights:
@@ -69,14 +70,20 @@ def plain(tensor: Any) -> Tensor:
 @contextmanager
 def placed(weights: Weights) -> Iterator[None]:
     """While entered, these tensors are the modules' weights; the very objects before are put back afterwards."""
-    before = [(table, name, table[name]) for table, name, _ in weights]
+    before = [(table, name, table.get(name, ABSENT)) for table, name, _ in weights]
     try:
-        for table, name, tensor in weights:
-            table[name] = tensor
+        _put(weights)
         yield
     finally:
-        for table, name, tensor in before:
-            table[name] = tensor
+        _put(before)
+
+
+def _put(weights: Weights) -> None:
+    for table, name, value in weights:
+        if value is ABSENT:
+            table.pop(name, None)
+        else:
+            table[name] = value
 
 
 @contextmanager

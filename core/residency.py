@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Visit:
@@ -76,8 +77,14 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:
-    """A module's parameters and buffers, each once."""
-    return [*dict.fromkeys(chain(module.parameters(), module.buffers()))]
+    """A module's parameters and buffers, each once; of one that consists of several tensors, these."""
+    return [*dict.fromkeys(part for t in chain(module.parameters(), module.buffers()) for part in _parts(t))]
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
 
 
 @contextmanager

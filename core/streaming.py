@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Literal
@@ -27,17 +27,21 @@ class Stream:
     same, but PyTorch's graph keeps most of the weights on the device.
 
     Args:
-        network: its rows of blocks, and other large parts, come and go (see `blocks_of`); all else that is frozen
-            visits the device as long as `running` is entered.
+        network: its blocks come and go; all else that is frozen visits the device as long as `running` is entered.
         device: that they visit.
+        blocks: parts of the network that are called; None are its rows of blocks and other large parts, see
+            `blocks_of`.
+
+    Attributes:
+        blocks: those parts.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._blocks = blocks_of(network)
-        streamed = {id(t) for block in self._blocks for t in weights_of(block)}
+    def __init__(self, network: nn.Module, device: torch.device, blocks: Sequence[nn.Module] | None = None) -> None:
+        self.blocks = blocks_of(network) if blocks is None else list(blocks)
+        streamed = {id(t) for block in self.blocks for t in weights_of(block)}
         self._rest = [t for t in weights_of(network) if id(t) not in streamed]
         self._device = device
-        self._pinned = PinnedMemory(t for block in self._blocks for t in weights_of(block))
+        self._pinned = PinnedMemory(t for block in self.blocks for t in weights_of(block))
         self._visits: dict[nn.Module, Visit] = {}  # of the block that works, and of the next
         self._place: tuple[nn.Module, bool] | None = None  # the block that works, and whether it does so backwards
         self._next: dict[tuple[nn.Module, bool], tuple[nn.Module, bool]] = {}  # what followed a place last time
@@ -50,7 +54,7 @@ class Stream:
             if self._depth == 0:
                 self._pinned.pin(self._device)
                 stack.enter_context(visiting_tensors(self._rest, self._device))
-                for block in self._blocks:
+                for block in self.blocks:
                     stack.enter_context(self._called_first(block))
             self._depth += 1
             try:
@@ -140,11 +144,20 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def _blocks_in(module: nn.Module, large: float) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from child
+            yield from _called(child)
         elif any(isinstance(part, nn.ModuleList) for part in child.modules()):
             yield from _blocks_in(child, large)
         elif sum(t.numel() for t in weights_of(child)) >= large:
             yield child
+
+
+def _called(row: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The parts of a row: of rows within it theirs, since some networks call these one by one."""
+    for part in row:
+        if isinstance(part, nn.ModuleList | nn.Sequential):
+            yield from _called(part)
+        elif weights_of(part):
+            yield part
 
 
 def check_offload(offload: object, error: type[Exception]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dual_process.core.residency import Visit
+from dual_process.core.residency import Visit, weights_of
 
 
 class PretendedDevice:
@@ -21,7 +21,7 @@ class PretendedDevice:
         self.events, self.most_blocks = [], 0
         self._names, self._home, self._here = {}, {}, []
         for name, modules in named.items():
-            for tensor in (t for module in modules for t in (*module.parameters(), *module.buffers())):
+            for tensor in (t for module in modules for t in weights_of(module)):
                 if tensor.is_floating_point() and id(tensor) not in trained:
                     self._names[id(tensor)] = name
                     self._home.setdefault(id(tensor), (tensor, tensor.data))

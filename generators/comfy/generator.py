@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import comfy.ldm.flux.model
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from ...core.errors import GeneratorError, StopRequested
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
+from ...core.residency import Turns
+from ...core.streaming import Offload, check_offload
 from .. import rollout
 from ..architectures.layers import splits
 from ..lora import Shapes, check_format, gaussian_weights, read, shapes_of, split, write
 from .decoder import Decoder
 from .existing import starting_from
-from .gradients import differentiable, leave_inference_mode, trainable_through
+from .gradients import differentiable, leave_inference_mode, recomputed, trainable_through
 from .inputs import (
     architecture_name,
     base_weights,
@@ -32,12 +35,14 @@ from .inputs import (
     known_architecture,
     latent_shape,
     pixels_per_latent,
+    resident_model,
+    resident_vae,
     trainable_model,
-    trainable_vae,
 )
 from .lora import ComfyLora, target_layers
-from .memory import training_memory
-from .sampling import Denoiser, loaded, make_sigmas
+from .memory import too_large, training_memory
+from .sampling import Denoiser, loaded, loaded_beside, make_sigmas
+from .visits import Visits, why_not
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +64,20 @@ class ComfyGenerator:
         gradient_checkpointing: recompute each block in the backward pass: less memory, same gradient.
         gradient_vae: a VAE for the same latents that makes the images of `estimate`, such as a tiny one (taef1): less
             memory and time, slightly other gradients. None: `vae`, which makes the pictures of `sample` in any case.
+        offload: False leaves it to ComfyUI to load MODEL and VAE, unless they take turns or ComfyUI would stream their
+            weights (dynamic VRAM). True keeps the weights in main memory and brings them to the device while this
+            generator works, "blocks" each block of the network only while that block works, which it then does a
+            second time in the backward pass, whatever `gradient_checkpointing` is. Weights of a kind that cannot be
+            moved so stay ComfyUI's, and a warning says why.
 
     Attributes:
-        loaded_with: patchers of other models that stay loaded while this one trains, the critics'; None where they
-            and the generator take turns.
+        loaded_with: patchers of other models that stay loaded while this one trains, the critics' that ComfyUI loads;
+            None where they and the generator take turns.
+        keeps_graph: see `Generator`.
 
     Raises:
         GeneratorError: the parts do not fit each other; the message says which and what to change.
     """
-
-    keeps_graph = False  # which its decoder would share, at full size
 
     def __init__(
         self,
@@ -85,7 +94,9 @@ class ComfyGenerator:
         prompts: Sequence[str] | None = None,
         gradient_checkpointing: bool = False,
         gradient_vae: Any | None = None,
+        offload: Offload = False,
     ) -> None:
+        check_offload(offload, GeneratorError)
         if not conditionings:
             raise GeneratorError("Expected at least one CONDITIONING: connect a CLIPTextEncode node.")
         if cfg != 1 and negative is None:
@@ -93,22 +104,32 @@ class ComfyGenerator:
         self._conditionings, self._negative, self._cfg = tuple(conditionings), negative, cfg
         check_conditionings(self._all_conditionings)
         check_vae(model, vae)
-        self.model, self.vae = trainable_model(model), trainable_vae(vae)
+        self.model, self.vae, self._visits = trainable_model(model), vae, None
+        self.gradient_vae = vae if gradient_vae is None else gradient_vae
+        check_vae(model, self.gradient_vae)
+        self._checkpointing, self._offload = gradient_checkpointing, offload
+        if reason := why_not(self.model, *self.vaes):
+            if offload:
+                log.warning("MODEL and VAE are loaded by ComfyUI, though offload is %r: %s.", offload, reason)
+            self._offload, same = False, self.gradient_vae is vae
+            self.model, self.vae = resident_model(self.model, reason), resident_vae(vae, reason)
+            self.gradient_vae = self.vae if same else resident_vae(self.gradient_vae, reason)
+        else:
+            self._offload = offload or any(patcher.is_dynamic() for patcher in (model, *(v.patcher for v in self.vaes)))
+            self._visits = Visits(self.model, self.vaes, offload == "blocks" or (not offload and too_large(model)))
+            self.model = self._visits.model
         self._shape = latent_shape(self.model, latent)
         self._decode = self._decode_for_gradient = Decoder(self.model, self.vae)
-        self.gradient_vae = self.vae
-        if gradient_vae is not None and gradient_vae is not vae:
-            check_vae(model, gradient_vae)
-            self.gradient_vae = trainable_vae(gradient_vae)
+        if self.gradient_vae is not self.vae:
             factor = pixels_per_latent(self.model, self.vae)
             self._decode_for_gradient = Decoder(self.model, self.gradient_vae, factor)
         self._sigmas = check_sigmas(make_sigmas(self.model, scheduler, steps) if sigmas is None else sigmas)
         self._prompts = None if prompts is None else tuple(prompts)
-        self._checkpointing = gradient_checkpointing
         self._architecture = known_architecture(self.model.model)
         self._layers = self._target_layers(ATTENTION_AND_FEED_FORWARD)
         self._lora: ComfyLora | None = None
-        self._denoiser: Denoiser | None = None  # while prepared
+        self._denoisers: dict[tuple[int, ...], Denoiser] | None = None  # by shape, while prepared
+        self._turns = Turns({})  # of the session: none where ComfyUI loads the models
         self._info: ModelInfo | None = None
         self.loaded_with: Sequence[Any] | None = ()
 
@@ -127,6 +148,10 @@ class ComfyGenerator:
     def num_inference_steps(self) -> int:
         """Number of sampler steps."""
         return len(self._sigmas) - 1
+
+    @property
+    def keeps_graph(self) -> bool:
+        return self._visits is not None and (self._checkpointing or self._visits.by_block)
 
     @property
     def info(self) -> ModelInfo:
@@ -245,43 +270,77 @@ class ComfyGenerator:
 
     @contextmanager
     def training(self, in_turns: bool = False) -> Iterator[ComfyGenerator]:
-        """While entered, the models are loaded and `estimate` carries gradients; make the backward pass inside, too.
+        """While entered, `estimate` carries gradients; make the backward pass inside, too.
 
-        What has to leave the device meanwhile is ComfyUI's choice, whether `in_turns` or not. Afterwards every weight,
+        With `in_turns` network and decoder are on the device only while they work, forward and backward, and where
+        there is gradient checkpointing the backward pass may be made in a later session. Afterwards every weight,
         attribute and flag of the MODEL and the VAE is the one that was there before.
 
         Raises:
             StopRequested: the user has cancelled ComfyUI's run.
         """
-        with self._prepared(grad=True):
+        with self._prepared(self._offload or in_turns, in_turns, grad=True):
             try:
                 yield self
             except comfy.model_management.InterruptProcessingException as error:  # raised by any layer of a model
                 raise StopRequested from error
 
     @contextmanager
-    def _prepared(self, grad: bool, shape: tuple[int, ...] | None = None) -> Iterator[Denoiser]:
-        shape = shape or self._shape
-        if self._denoiser is not None:  # sampling amid training
-            yield self._denoiser if shape == self._shape else self._denoiser_for(shape)
+    def _prepared(
+        self, moved: object, in_turns: bool, grad: bool, shape: tuple[int, ...] | None = None
+    ) -> Iterator[None]:
+        """While entered, the models can work; `moved` is whether this pack moves them, where it can."""
+        if self._denoisers is not None:  # sampling amid training
+            yield
             return
+        visits = self._visits if moved else None
         with ExitStack() as stack:
-            stack.enter_context(loaded(self.model, self.vaes, self.loaded_with, self._all_conditionings, shape))
-            stack.enter_context(leave_inference_mode(grad))
-            model = self.model.model
-            decoders = [vae.first_stage_model for vae in self.vaes]
-            stack.enter_context(trainable_through([model, *decoders], model.latent_format))
-            stack.enter_context(differentiable(self._network, self._checkpointing, [*self._layers.values()]))
+            stack.enter_context(
+                self._loaded(grad, shape or self._shape) if visits is None else self._borrowed(visits, grad)
+            )
+            parts = None if visits is None else visits.blocks
+            checkpointing = self._checkpointing or parts is not None
+            trained = [*self._layers.values()] if self._lora is not None else []
+            stack.enter_context(differentiable(self._network, checkpointing, trained, parts))
             if self._lora is not None:
                 stack.enter_context(self._lora.injected())
-            denoiser = self._denoiser = self._denoiser_for(shape)
+            if visits is not None:  # last, so that what comes and goes holds all of that
+                stack.enter_context(visits.turns.taking() if in_turns else visits.both())
+            self._denoisers, self._turns = {}, Turns({}) if visits is None else visits.turns
             try:
-                yield denoiser
+                yield
             finally:
-                self._denoiser = None
+                self._denoisers = None
 
-    def _denoiser_for(self, shape: tuple[int, ...]) -> Denoiser:
-        return Denoiser(self.model, self._conditionings, self._negative, self._cfg, shape, self._sigmas, self._decode)
+    @contextmanager
+    def _loaded(self, grad: bool, shape: tuple[int, ...]) -> Iterator[None]:
+        """While entered, ComfyUI has loaded the models, and their weights are plain tensors."""
+        model = self.model.model
+        with (
+            loaded(self.model, self.vaes, self.loaded_with, self._all_conditionings, shape),
+            leave_inference_mode(grad),
+            trainable_through([model, *(vae.first_stage_model for vae in self.vaes)], model.latent_format),
+        ):
+            yield
+
+    @contextmanager
+    def _borrowed(self, visits: Visits, grad: bool) -> Iterator[None]:
+        """While entered, the models' weights are plain tensors in main memory."""
+        with (
+            loaded_beside(self.model, self.loaded_with, self._all_conditionings),
+            leave_inference_mode(grad),
+            visits.in_force(),
+            trainable_through([], self.model.model.latent_format),
+        ):
+            yield
+
+    def _denoiser(self, shape: tuple[int, ...]) -> Denoiser:
+        if self._denoisers is None:
+            raise GeneratorError("Expected estimate() inside `with generator.training():`.")
+        if shape not in self._denoisers:
+            parts = (self.model, self._conditionings, self._negative, self._cfg, shape, self._sigmas)
+            self._denoisers[shape] = Denoiser(*parts, self._decode, self._turns)
+        return self._denoisers[shape]
 
     # Its pictures
 
@@ -297,10 +356,9 @@ class ComfyGenerator:
         Raises:
             GeneratorError: the draw does not fit this generator, or `training` has not been entered.
         """
-        if self._denoiser is None:
-            raise GeneratorError("Expected estimate() inside `with generator.training():`.")
+        denoiser = self._denoiser(self._shape)
         self._check_draw(draw)
-        denoiser = self._denoiser.decoding_by(self._decode_for_gradient)
+        denoiser = denoiser.decoding_by(self._recomputed_in_turns(self._decode_for_gradient))
         return rollout.estimate(denoiser, draw, needs, self._scaled)
 
     def sample(
@@ -328,8 +386,15 @@ class ComfyGenerator:
         self._check_batch(
             prompt_indices, seeds, sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         )
-        with self._prepared(grad=False, shape=shape) as denoiser, torch.no_grad(), self._scaled(lora_scale):
-            return rollout.sample(denoiser, prompt_indices, seeds)
+        moved = self._offload or self.loaded_with is None
+        with self._prepared(moved, True, grad=False, shape=shape), torch.no_grad(), self._scaled(lora_scale):
+            return rollout.sample(self._denoiser(shape), prompt_indices, seeds)
+
+    def _recomputed_in_turns(self, decode: Decoder) -> Callable[[Tensor], Tensor]:
+        """Nothing of the decoder is kept while others work."""
+        if self.keeps_graph and self._turns.entered:
+            return partial(recomputed, decode)
+        return decode
 
     # What it refuses
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,16 +40,22 @@ def trainable_through(modules: Iterable[nn.Module], latent_format: Any) -> Itera
 
 @contextmanager
 def differentiable(
-    model: nn.Module, gradient_checkpointing: bool, trained: Collection[nn.Module] | None = None
+    model: nn.Module,
+    gradient_checkpointing: bool,
+    trained: Collection[nn.Module] | None = None,
+    parts: Sequence[nn.Module] | None = None,
 ) -> Iterator[None]:
     """While entered, backward passes through a ComfyUI diffusion model are right, see docs/architecture.md.
 
     ComfyUI adds residuals in place, which overwrites what autograd has saved. Flux gets a copy where it matters;
     any other architecture runs under autograd's own copy-on-write, which costs about a fifth more time. With gradient
-    checkpointing, a backward pass has to be made by `backward()` rather than `torch.autograd.grad`.
+    checkpointing, a backward pass has to be made by `backward()` rather than `torch.autograd.grad`. It may be made when
+    this is entered again.
 
     Args:
+        gradient_checkpointing: whether blocks are computed again in the backward pass.
         trained: the layers that a LoRA changes; a block before the first of them keeps no graph. None: any may be.
+        parts: those that are computed again, where it is not the blocks that hold attention.
     """
     layers = {*(trained or ())}
     before = comfy.model_management.in_training
@@ -65,9 +71,10 @@ def differentiable(
                         if gradient_checkpointing:
                             stack.enter_context(_checkpointed(module))
             else:
-                stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+                saved = stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+                saved.clear = lambda: None  # what a graph has saved is dropped with the graph, which may be kept
                 if gradient_checkpointing:
-                    for block in blocks(model).values():
+                    for block in blocks(model).values() if parts is None else parts:
                         has_lora = trained is None or any(module in layers for module in block.modules())
                         stack.enter_context(_recomputed(block, has_lora))
             yield
@@ -119,6 +126,8 @@ def _recomputed(block: nn.Module, has_lora: bool) -> Iterator[None]:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree_flatten((args, kwargs))  # copies dictionaries that the model changes block by block
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if not (has_lora or any(leaves[place].requires_grad for place in places)):
+            return forward(*args, **kwargs)  # no gradient passes
 
         tensors = [leaves[place] for place in places]
         learns = has_lora or any(tensor.requires_grad for tensor in tensors)
@@ -138,3 +147,10 @@ def _recomputed(block: nn.Module, has_lora: bool) -> Iterator[None]:
 
     with overridden_forward(block, recomputed):
         yield
+
+
+def recomputed(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """`function(tensor)`, computed again in the backward pass, until when nothing of it is kept."""
+    if not tensor.requires_grad:
+        return function(tensor)
+    return checkpoint(function, tensor, use_reentrant=True, preserve_rng_state=False)

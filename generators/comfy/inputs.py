@@ -24,25 +24,30 @@ PROBES = (0.25, 0.5, 0.75)  # decoded values that no VAE clamps, whether its ran
 
 log = logging.getLogger(__name__)
 
-STREAMED = (
-    "ComfyUI streams this %s's weights on demand (dynamic VRAM), which training cannot follow. A second copy of it "
-    "is made in RAM for training; start ComfyUI with --disable-dynamic-vram to avoid that."
+SECOND_COPY = (
+    "ComfyUI streams this %s's weights on demand (dynamic VRAM), which training cannot follow, and %s. So a second "
+    "copy of it is made in main memory for training."
 )
 
 
 def trainable_model(model: Any) -> Any:
-    """A clone over the same weights, or over resident ones where ComfyUI streams them."""
-    streamed = model.is_dynamic()
-    if streamed:
-        if model.cached_patcher_init is None:
-            raise GeneratorError(
-                "ComfyUI streams this MODEL's weights (dynamic VRAM), and its loader cannot load a resident copy for "
-                "training. Use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
-            )
-        log.warning(STREAMED, "MODEL")
-    clone = model.clone(disable_dynamic=True) if streamed else model.clone()
+    """A clone over the same weights, without what training has to leave out."""
+    clone = model.clone()
     _leave_out_wrappers(clone)
     return clone
+
+
+def resident_model(model: Any, reason: str) -> Any:
+    """The MODEL, or a clone over a second copy of its weights where ComfyUI streams them; the reason is said."""
+    if not model.is_dynamic():
+        return model
+    if model.cached_patcher_init is None:
+        raise GeneratorError(
+            f"ComfyUI streams this MODEL's weights (dynamic VRAM), and {reason}, so that they need a second copy for "
+            "training, which its loader cannot make. Use one of ComfyUI's own loaders."
+        )
+    log.warning(SECOND_COPY, "MODEL", reason)
+    return model.clone(disable_dynamic=True)
 
 
 def _leave_out_wrappers(model: Any) -> None:
@@ -62,11 +67,11 @@ def _leave_out_wrappers(model: Any) -> None:
             model.remove_wrappers_with_key(kind, key)
 
 
-def trainable_vae(vae: Any) -> Any:
-    """The VAE itself, or a resident copy where ComfyUI streams its weights."""
+def resident_vae(vae: Any, reason: str) -> Any:
+    """The VAE itself, or a second copy where ComfyUI streams its weights; the reason is said."""
     if not vae.patcher.is_dynamic():
         return vae
-    log.warning(STREAMED, "VAE")
+    log.warning(SECOND_COPY, "VAE", reason)
     copy = comfy.sd.VAE(sd=vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
     copy.patcher = comfy.model_patcher.ModelPatcher(
         copy.first_stage_model, load_device=vae.device, offload_device=vae.patcher.offload_device

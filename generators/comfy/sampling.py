@@ -16,9 +16,12 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...comfy_host.borrowed import take_away_all_but
 from ...core.errors import GeneratorError
+from ...core.residency import Turns
 from ..noise import draw_noise
 from .batching import can_share, joined
+from .visits import DECODER, NETWORK
 
 
 def make_sigmas(model: Any, scheduler: str, steps: int) -> Tensor:
@@ -48,7 +51,7 @@ def loaded(
     conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
     with torch.inference_mode():  # the weights are inference tensors; moving them elsewhere would fail
         if others is None:
-            _take_away_all_but(model, *decoders)
+            take_away_all_but([model, *decoders], model.load_device)
         _, _, helpers = comfy.sampler_helpers.prepare_sampling(model, list(shape), conds, model.model_options)
         memory = max(vae.memory_used_decode(tuple(shape), vae.vae_dtype) for vae in vaes)
         comfy.model_management.load_models_gpu(
@@ -62,9 +65,28 @@ def loaded(
         comfy.sampler_helpers.cleanup_models(conds, helpers)
 
 
-def _take_away_all_but(*patchers: Any) -> None:
-    kept = [entry for entry in comfy.model_management.current_loaded_models if entry.model in patchers]
-    comfy.model_management.free_memory(1e30, patchers[0].load_device, keep_loaded=kept)  # bytes: all that there is
+@contextmanager
+def loaded_beside(model: Any, others: Sequence[Any] | None, conditionings: Sequence[Any]) -> Iterator[None]:
+    """While entered, all that a MODEL needs is loaded but its own weights and the VAE's, which come by themselves.
+
+    Args:
+        others: further ModelPatchers; those of the same device are loaded, wholly; all else is taken away.
+    """
+    beside = [patcher for patcher in others or () if patcher.load_device == model.load_device]
+    conds = {f"{i}": comfy.sampler_helpers.convert_cond(c) for i, c in enumerate(conditionings)}
+    with torch.inference_mode():
+        helpers, _ = comfy.sampler_helpers.get_additional_models(conds, model.model_dtype())
+        helpers += comfy.sampler_helpers.get_additional_models_from_model_options(model.model_options)
+        helpers += model.get_nested_additional_models() + model.model_patches_models()
+        take_away_all_but([*helpers, *beside], model.load_device)
+        if helpers or beside:
+            comfy.model_management.load_models_gpu([*helpers, *beside], force_full_load=bool(beside))
+    try:
+        model.pre_run()
+        yield
+    finally:
+        model.cleanup()
+        comfy.sampler_helpers.cleanup_models(conds, helpers)
 
 
 class Denoiser:
@@ -79,6 +101,7 @@ class Denoiser:
         shape: of one latent, [1, C, h, w] or [1, C, 1, h, w].
         sigmas: the sampler's noise levels [steps + 1], which some models look at.
         decode: latents [B, C, h, w] -> images.
+        turns: of NETWORK and DECODER.
     """
 
     def __init__(
@@ -90,8 +113,10 @@ class Denoiser:
         shape: Sequence[int],
         sigmas: Tensor,
         decode: Callable[[Tensor], Tensor],
+        turns: Turns,
     ) -> None:
-        self.sigmas, self.decode, self._shape = sigmas, decode, tuple(shape)
+        self.sigmas, self._decode, self._shape, self._turns = sigmas, decode, tuple(shape), turns
+        turns.come(NETWORK)  # with which some models encode conditionings
         self.device = model.load_device
         self.sampling = model.get_model_object("model_sampling")
         options = comfy.model_patcher.create_model_options_clone(model.model_options)
@@ -119,6 +144,7 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, prompt_indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A forward pass for all prompts that can share one."""
+        self._turns.come(NETWORK)
         clean: list[Tensor] = [x] * len(x)
         kinds = [self._kinds[index] for index in prompt_indices]
         for kind in dict.fromkeys(kinds):
@@ -133,7 +159,7 @@ class Denoiser:
     def decoding_by(self, decode: Callable[[Tensor], Tensor]) -> Denoiser:
         """The same, with another way from latents to images."""
         other = copy.copy(self)
-        other.decode = decode
+        other._decode = decode
         return other
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
@@ -143,6 +169,7 @@ class Denoiser:
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """Where sampling starts from an empty latent: noise scaled to the first noise level."""
+        self._turns.come(NETWORK)
         noise, sigma, highest = self._noise(seeds), float(self.sigmas[0]), float(self.sampling.sigma_max)
         full = sigma >= highest or abs(sigma - highest) < 1e-5 * sigma
         return self.sampling.noise_scaling(
@@ -155,6 +182,11 @@ class Denoiser:
 
     def finish(self, x: Tensor) -> Tensor:
         return self.sampling.inverse_noise_scaling(self.sigmas[-1].to(self.device), x)
+
+    def decode(self, clean: Tensor) -> Tensor:
+        self._turns.come(DECODER)
+        image = self._decode(self._turns.before_backward(NETWORK, clean))
+        return self._turns.before_backward(DECODER, image)
 
     def sigma_at(self, time: float) -> float:
         """The noise level of a flow-matching time, 1 = pure noise; of other models, that share of their schedule."""

@@ -53,7 +53,14 @@ def expected(row):
     return expect(arrangement, Sizes(network, decoder, [judge], lora))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if full_size_plans.PLANS[row["plan"]].cards == 1], ids=lambda row: f"{row['generator']} {row['critic']} {row['plan']} {row['size']} {row['questions']}")
+def name(row):
+    return " ".join(str(row[key]) for key in ("generator", "critic", "plan", "size", "questions"))
+
+
+ON_ONE_CARD = [row for row in ROWS if full_size_plans.PLANS[row["plan"]].cards == 1]
+
+
+@pytest.mark.parametrize("row", ON_ONE_CARD, ids=name)
 def test_a_plan_takes_what_it_is_expected_to(row):
     found = expected(row)
     assert (found.peak - CONTEXT) / (1 + OVERHEAD) / GiB == pytest.approx(row["peak_gib"], rel=0.1)

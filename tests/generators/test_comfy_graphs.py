@@ -184,25 +184,6 @@ def test_a_lora_of_the_user_applied_layer_by_layer_in_low_vram(models, monkeypat
     assert sum(len(getattr(layer, "weight_function", ())) for layer in patcher.model.modules()) > 8
 
 
-def test_streamed_weights_are_trained_on_a_resident_copy(models, monkeypatch, caplog):
-    """As far as a CPU can tell: ComfyUI streams only to a GPU, so here both only say that they are streamed."""
-    model, vae = models
-    wanted = learn(trained(model, vae)), trained(model, vae).sample([0], [42])
-    for patcher in (model, vae.patcher):
-        monkeypatch.setattr(patcher, "is_dynamic", lambda: True)
-    generator = trained(model, vae)
-    assert generator.model.model is not model.model
-    assert generator.vae.first_stage_model is not vae.first_stage_model
-    assert not generator.model.is_dynamic()
-    assert not generator.vae.patcher.is_dynamic()
-    assert_same(learn(generator), wanted[0], 0)
-    assert torch.equal(generator.sample([0], [42]), wanted[1])
-    assert [kind for kind in ("MODEL", "VAE") if f"this {kind}'s weights on demand" in caplog.text] == ["MODEL", "VAE"]
-    model.cached_patcher_init = None
-    with pytest.raises(GeneratorError, match="--disable-dynamic-vram"):
-        generator_for(model, vae)
-
-
 def test_layers_of_transformers_without_a_table():
     """Names of linear layers as they stand in ComfyUI's models."""
     adapted = [

@@ -111,8 +111,8 @@ def test_gradient_equals_finite_differences_of_the_noise_prediction(generator):
 
 def test_pure_noise_is_the_models_highest_noise_level(generator, models):
     sampling = models[0].get_model_object("model_sampling")
-    with generator._prepared(grad=False) as denoiser:
-        levels = [denoiser.sigma_at(time) for time in (1.0, 0.5, 0.01)]
+    with generator.training():
+        levels = [generator._denoiser(generator._shape).sigma_at(time) for time in (1.0, 0.5, 0.01)]
     assert levels[0] == pytest.approx(float(sampling.sigma_max))
     assert levels == sorted(levels, reverse=True)
     assert levels[-1] > 0
