@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
@@ -23,17 +24,17 @@ STREAMED = ("_v", "_v_block")  # where ComfyUI keeps its own place for a part's 
 
 
 def why_not(patcher: Any) -> str:
-    """Why a model's weights cannot be moved by this pack; empty where they can."""
+    """What of a model's weights does not let this pack move them, as the end of a sentence; empty where it can."""
     kind = type(patcher)
     if kind.__module__ != "comfy.model_patcher" or kind.__name__ not in PATCHERS:
-        return f"a {kind.__name__} loads them in a way of its own"
+        return f"are loaded by a {kind.__name__} in a way of its own"
     if patcher.forced_hooks is not None:
-        return "hooks change them"
-    if patcher.get_all_callbacks(comfy.patcher_extension.CallbacksMP.ON_LOAD):
-        return "another node changes them whenever they are loaded"
+        return "are changed by hooks"
+    if patcher.get_all_callbacks(CallbacksMP.ON_LOAD):
+        return "are changed by another node whenever they are loaded"
     kinds = {type(t.data) for t in (*patcher.model.parameters(), *patcher.model.buffers())}
     unknown = kinds - {Tensor, nn.Parameter, QuantizedTensor}
-    return f"they are in a format of its own, {sorted(k.__name__ for k in unknown)[0]}" if unknown else ""
+    return f"are in a format that cannot be streamed, {min(k.__name__ for k in unknown)}" if unknown else ""
 
 
 def never_streamed(patcher: Any) -> Any:

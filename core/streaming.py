@@ -123,7 +123,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, stream: Stream, block: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.stream, ctx.block = stream, block
         ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        return tuple(tensor.clone() for tensor in tensors)  # some models write into what a block has returned
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from .shared_prefix import SharedPrompts, can_share, share, shared_attention
 from .sizes import critic_size
 
 CACHED_PROMPTS = 64  # combinations of questions and image size
+
+log = logging.getLogger(__name__)
 
 
 def load_critic(
@@ -140,6 +143,7 @@ class TransformersCritic:
     Attributes:
         share_prefix: whether several questions about one image are asked in one sequence (the default), where the
             model's family allows it; otherwise each question is a row of its own. The values are the same.
+        offload, gradient_checkpointing: see `load_critic`; `arrange` sets them for a while.
     """
 
     def __init__(
@@ -158,9 +162,10 @@ class TransformersCritic:
         self.device = model.device if device is None else device
         self.share_prefix = True
         self._name = name
+        self.gradient_checkpointing = gradient_checkpointing
+        self.offload: Offload = "blocks" if by_block else model.device != self.device
+        self._stream: Stream | None = None
         self._max_size = max_size
-        self._checkpointing = gradient_checkpointing
-        self._stream = Stream(model, self.device) if by_block else None
         self._at_hand = False
         multiply_patches(model)
         self._accepted = inspect.signature(model.forward).parameters
@@ -182,21 +187,50 @@ class TransformersCritic:
     def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:
         """From now on the weights lie, and layers are computed again, as `load_critic` says of these arguments."""
         self.model.to("cpu" if offload else self.device)
-        self._checkpointing = gradient_checkpointing
-        self._stream = Stream(self.model, self.device) if offload == "blocks" else None
+        self.offload, self.gradient_checkpointing, self._stream = offload, gradient_checkpointing, None
 
     @contextmanager
     def resident(self) -> Iterator[None]:
-        """While entered, the weights stay on `device`, wherever they lie otherwise."""
+        """While entered, the weights, or with "blocks" those of the block that works, are on `device`."""
         if self._at_hand:  # entered already: a walk over all modules for nothing
             yield
             return
-        with self._stream.running() if self._stream else visiting([self.model], self.device):
+        with self._by_block() if self.offload == "blocks" else visiting([self.model], self.device):
             self._at_hand = True
             try:
                 yield
             finally:
                 self._at_hand = False
+
+    def _by_block(self) -> AbstractContextManager[None]:
+        self._stream = self._stream or Stream(self.model, self.device)
+        return self._stream.running()
+
+    @contextmanager
+    def arranged(self, offload: Offload | None = None, gradient_checkpointing: bool | None = None) -> Iterator[None]:
+        """While entered, the critic works by these settings, see `load_critic`; None leaves one as it is.
+
+        With `offload` False the weights stay on the device for as long as this is entered. Weights that lie there
+        anyway, as quantised ones do, stay there whatever `offload` is, which is said.
+
+        Raises:
+            CriticError: `offload` is none of its values.
+        """
+        before = self.offload, self.gradient_checkpointing
+        if gradient_checkpointing is not None:
+            self.gradient_checkpointing = gradient_checkpointing
+        if offload is not None:
+            check_offload(offload, CriticError)
+            self.offload = offload
+            if offload and self.model.device == self.device != torch.device("cpu"):
+                log.warning("The critic %s stays on %s, where its weights lie.", self._name, self.device)
+        try:
+            with self.resident() if self.offload is False else nullcontext():
+                yield
+        finally:
+            self.offload, self.gradient_checkpointing = before
+            if self.offload != "blocks":
+                self._stream = None  # and the memory that it has pinned
 
     def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
         """log P(answer | image, question): the sum over the answer's tokens, without an end of sequence.
@@ -220,7 +254,7 @@ class TransformersCritic:
             raise CriticError("Expected at least one question, got none.")
         images = shrunk(images, self._max_size)
         rows = [self._encoded(text, answer, images) for text, answer in asked]
-        with self.resident(), checkpointed_layers(self.model) if self._checkpointing else nullcontext():
+        with self.resident(), checkpointed_layers(self.model) if self.gradient_checkpointing else nullcontext():
             shared = self._share(rows)
             if shared is None:
                 prompts = pad(rows, self.processor.tokenizer, self.device)

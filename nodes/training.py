@@ -42,8 +42,8 @@ def held_out(seed: int, num_prompts: int) -> Any:
 
 
 def patchers(critics: dict[str, Any]) -> list[Any]:
-    """Of the critics that ComfyUI manages."""
-    return [critic.patcher for critic in critics.values() if hasattr(critic, "patcher")]
+    """Of the critics that ComfyUI loads."""
+    return [c.patcher for c in critics.values() if hasattr(c, "patcher") and not getattr(c, "offload", False)]
 
 
 def fit_together(generator: Any, critics: dict[str, Any], batch_size: int) -> bool:
@@ -62,7 +62,8 @@ def fit_together(generator: Any, critics: dict[str, Any], batch_size: int) -> bo
 
 def critic_sizes(critics: dict[str, Any], device: Any) -> list[int]:
     """Bytes of each model that judges on the device, those that ComfyUI does not manage included."""
-    managed = {id(p.model): p.model_size() for p in patchers(critics) if p.load_device == device}
+    known = [critic.patcher for critic in critics.values() if hasattr(critic, "patcher")]
+    managed = {id(p.model): p.model_size() for p in known if p.load_device == device}
     fixed = [critic.model for critic in critics.values() if not hasattr(critic, "patcher") and critic.device == device]
     return [*managed.values(), *(comfy.model_management.module_size(model) for model in fixed)]
 

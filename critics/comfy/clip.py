@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...comfy_host.borrowed import Borrowed, why_not
 from ...comfy_host.weights import overridden_forward
 from ...core.errors import CriticError, StopRequested
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AskedQuestion, ModelInfo
+from ...core.residency import visiting_tensors, weights_of
+from ...core.streaming import Offload, Stream, check_offload
 from ..preprocessing import check_images
 from ..prompting import Encoded, check_question, check_reply_length, check_text
 from ..shared_prefix import SharedPrompts, share
@@ -72,23 +75,34 @@ class ClipCritic:
     """A frozen vision-language model that ComfyUI has loaded as a text encoder.
 
     Args:
-        clip: ComfyUI's CLIP. ComfyUI's model management loads it when the critic is asked.
+        clip: ComfyUI's CLIP.
         max_pixels: a Qwen sees larger pictures shrunk to this area; Gemma 4 has a size of its own.
+        offload: False leaves it to ComfyUI's model management to load the CLIP when the critic is asked, unless ComfyUI
+            would stream its weights (dynamic VRAM). True keeps the weights in main memory and brings them to the device
+            while the critic works, "blocks" each block's only while that block works. Weights of a kind that cannot be
+            moved so stay ComfyUI's, and a warning says why.
 
     Attributes:
         clip: the CLIP that was given.
-        patcher: the ModelPatcher of the weights that judge: the CLIP's own, or of a resident copy.
+        patcher: a ModelPatcher of the weights that judge, which ComfyUI loads unless the critic offloads.
+        offload: what is in force; `arrange` sets it for a while.
 
     Raises:
         CriticError: the CLIP is no such model, or it is incomplete, or ComfyUI can only stream it.
     """
 
-    def __init__(self, clip: Any, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, clip: Any, max_pixels: int = MAX_PIXELS, offload: Offload = False) -> None:
+        check_offload(offload, CriticError)
         if not MIN_PIXELS <= max_pixels <= COMFY_MAX_PIXELS:
             raise CriticError(f"Expected max_pixels from {MIN_PIXELS} to {COMFY_MAX_PIXELS}, got {max_pixels}.")
         self.clip = clip
         self._family = _find_family(clip)
-        self.patcher = _resident(clip)
+        self._reason = why_not(clip.patcher)
+        self._borrowed = None if self._reason else Borrowed(clip.patcher)
+        self._is_streamed = self._borrowed is not None and clip.patcher.is_dynamic()  # by ComfyUI, unless we move it
+        self.patcher = _resident(clip, self._reason) if self._borrowed is None else self._borrowed.patcher
+        self.offload = self._possible(offload)
+        self._visit: tuple[Offload, Callable[[], AbstractContextManager[None]]] | None = None
         self._key = clip.cond_stage_model.clip
         self._max_pixels = max_pixels
         self._decode = clip.tokenizer.decode
@@ -118,17 +132,67 @@ class ClipCritic:
 
     @contextmanager
     def resident(self) -> Iterator[None]:
-        """While entered, the weights are where the critic computes; a backward pass may also be made later.
+        """While entered, the weights, or with "blocks" those of the block that works, are where the critic computes.
+
+        A backward pass is made inside, too, if the critic offloads.
 
         Raises:
             CriticError: the model does not fit into memory.
             StopRequested: the user has cancelled ComfyUI's run.
         """
-        self._load()
+        with self._here():
+            try:
+                yield
+            except comfy.model_management.InterruptProcessingException as error:  # raised by any layer of a model
+                raise StopRequested from error
+
+    @contextmanager
+    def arranged(self, offload: Offload | None = None, gradient_checkpointing: bool | None = None) -> Iterator[None]:
+        """While entered, the critic offloads so; None leaves it as it is.
+
+        With `offload` False, weights that ComfyUI would stream stay on the device for as long as this is entered.
+        Gradient checkpointing is always on: autograd would keep the copies of weights that ComfyUI's layers make.
+
+        Raises:
+            CriticError: `offload` is none of its values.
+        """
+        before, stays = self.offload, False
+        if offload is not None:
+            check_offload(offload, CriticError)
+            self.offload, stays = self._possible(offload), offload is False and self._is_streamed
         try:
+            with self.resident() if stays else nullcontext():
+                yield
+        finally:
+            self.offload, self._visit = before, None
+
+    def _possible(self, offload: Offload) -> Offload:
+        """What can be had of it."""
+        if self._borrowed is not None:
+            return offload or self._is_streamed
+        if offload:
+            log.warning("The critic %s is loaded by ComfyUI: its weights %s.", self._family.name, self._reason)
+        return False
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        if not self.offload or self._borrowed is None:
+            self._load()
             yield
-        except comfy.model_management.InterruptProcessingException as error:  # raised by any layer of a model
-            raise StopRequested from error
+            return
+        with ExitStack() as stack:
+            with torch.inference_mode(False):  # what is moved in it can take part in no gradient
+                new = stack.enter_context(self._borrowed.in_force())
+                if new or self._visit is None or self._visit[0] != self.offload:
+                    self._visit = self.offload, self._make_visit()
+                stack.enter_context(self._visit[1]())
+            yield
+
+    def _make_visit(self) -> Callable[[], AbstractContextManager[None]]:
+        device = self.patcher.load_device
+        if self.offload == "blocks":
+            return Stream(self._model, device, self._family.blocks(self._model)).running
+        return partial(visiting_tensors, weights_of(self._model), device)
 
     def log_likelihood(self, images: Tensor, questions: Sequence[AskedQuestion]) -> Tensor:
         """log P(answer | image, question): the sum over the answer's tokens, without an end of sequence.
@@ -148,18 +212,15 @@ class ClipCritic:
         if len(questions) == 0:
             raise CriticError("Expected at least one question, got none.")
         prompts = [self._prompt(*check_question(question)) for question in questions]
-        self._load()
-        model, blocks = self._model, self._family.blocks(self._model)
-        with differentiable(model, blocks):
-            seen = [self._look(image) for image in images]
-        asked = self._ask(prompts, seen[0])
-        with (
-            self._family.corrected(model),
-            _each_as_alone(model.model.layers, asked),
-            differentiable(model, blocks),
-        ):
-            rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
-        return torch.stack(rows).to(images.device)
+        with self._here():
+            model, blocks = self._model, self._family.blocks(self._model)
+            gradients = partial(differentiable, model, blocks, plain=bool(self.offload))
+            with gradients():
+                seen = [self._look(image) for image in images]
+            asked = self._ask(prompts, seen[0])
+            with self._family.corrected(model), _each_as_alone(model.model.layers, asked), gradients():
+                rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
+            return torch.stack(rows).to(images.device)
 
     def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
         """The most likely reply, token by token, to one question about each of images [B, 3, H, W] in [0, 1].
@@ -170,8 +231,13 @@ class ClipCritic:
         check_images(images)
         check_reply_length(max_new_tokens)
         prompt = self._prompt(check_text(text), None)
-        self._load()
-        with torch.inference_mode(), self._family.corrected(self._model):
+        # Not in inference mode while it offloads: what is moved in it can take part in no gradient.
+        with (
+            self._here(),
+            torch.inference_mode(not self.offload),
+            torch.no_grad(),
+            self._family.corrected(self._model),
+        ):
             return [self._reply(self._look(image), prompt, max_new_tokens) for image in images]
 
     def _load(self) -> None:
@@ -299,20 +365,17 @@ def _find_family(clip: Any) -> Family:
     raise CriticError(f"Expected a CLIP that can see and answer, got {reason}. {INSTEAD}")
 
 
-def _resident(clip: Any) -> Any:
-    """The CLIP's ModelPatcher, or one over a resident copy where ComfyUI streams the weights."""
+def _resident(clip: Any, reason: str) -> Any:
+    """The CLIP's ModelPatcher, or one over a second copy where ComfyUI streams the weights; the reason is said."""
     patcher = clip.patcher
     if not patcher.is_dynamic():
         return patcher
-    if patcher.cached_patcher_init is None:
-        raise CriticError(
-            "ComfyUI streams this CLIP's weights (dynamic VRAM), and its loader cannot load a resident copy. Use one "
-            "of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram."
-        )
-    log.warning(
-        "ComfyUI streams this CLIP's weights on demand (dynamic VRAM), which gradients cannot follow. A second copy of "
-        "it is made in RAM for the critic; start ComfyUI with --disable-dynamic-vram to avoid that."
+    streamed = (
+        f"ComfyUI streams this CLIP's weights on demand (dynamic VRAM), which gradients cannot follow, and {reason}"
     )
+    if patcher.cached_patcher_init is None:
+        raise CriticError(f"{streamed}. Its loader cannot make a second copy: use one of ComfyUI's own loaders.")
+    log.warning("%s. So a second copy of it is made in main memory for the critic.", streamed)
     return patcher.clone(disable_dynamic=True)
 
 

@@ -17,25 +17,25 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from ...comfy_host.weights import overridden_forward, placed, plain_weights
+from ...comfy_host.weights import Weights, overridden_forward, placed, plain_weights
 
 
 @contextmanager
-def differentiable(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[None]:
+def differentiable(model: nn.Module, blocks: Iterable[nn.Module], plain: bool = False) -> Iterator[None]:
     """While entered, forward passes through `model` carry gradients; the backward pass may come afterwards.
 
     Each of `blocks` is computed again in the backward pass, with the weights that it has now. Every weight and
     attribute is the one that was there before on leaving, also after an error. Nothing is done where gradients are
-    switched off.
+    switched off. With `plain` the weights are plain tensors already, and remain so until the backward pass is over.
     """
     if not torch.is_grad_enabled():
         yield
         return
     with ExitStack() as stack:
-        stack.enter_context(placed(plain_weights(model)))
+        stack.enter_context(placed([] if plain else plain_weights(model)))
         stack.enter_context(_Differentiable())
         for block in blocks:
-            stack.enter_context(_recomputed(block))
+            stack.enter_context(_recomputed(block, [] if plain else plain_weights(block)))
         yield
 
 
@@ -59,8 +59,8 @@ def rotate_halves(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 @contextmanager
-def _recomputed(block: nn.Module) -> Iterator[None]:
-    weights, forward = plain_weights(block), block.forward
+def _recomputed(block: nn.Module, weights: Weights) -> Iterator[None]:
+    forward = block.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with placed(weights), _Differentiable():  # anew in the backward pass, which may run in another thread

@@ -13,10 +13,12 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
+from ...comfy_host.borrowed import take_away
 from ...core.devices import choose_device
 from ...core.errors import CriticError
 from ...core.model_folder import weight_files
 from ...core.protocols import AskedQuestion, ModelInfo
+from ...core.streaming import Offload, check_offload
 from ..transformers_critic import TransformersCritic, load_critic
 
 TOKENS = 2048  # of a prompt with its image, to estimate the memory that a gradient takes
@@ -45,10 +47,17 @@ class ManagedCritic:
 
     Args:
         critic: its weights lie on ComfyUI's offload device.
+        offload: False leaves it to ComfyUI to load the critic. With True the weights stay in main memory and come to
+            the device only while the critic works, with "blocks" each block's only while that block works.
+
+    Attributes:
+        offload: as given; `arrange` sets it for a while.
+        patcher: what ComfyUI loads, unless the critic offloads.
     """
 
-    def __init__(self, critic: TransformersCritic) -> None:
-        self._critic = critic
+    def __init__(self, critic: TransformersCritic, offload: Offload = False) -> None:
+        check_offload(offload, CriticError)
+        self._critic, self.offload = critic, offload
         held = nn.Module()  # ComfyUI sets attributes on it that a model of transformers refuses
         held.add_module("critic", critic.model)
         self.patcher = WholeModelPatcher(held, critic.device, critic.model.device)
@@ -61,9 +70,34 @@ class ManagedCritic:
     @contextmanager
     def resident(self) -> Iterator[None]:
         """While entered, the weights are on the device; the backward pass is made inside, too."""
+        if self.offload:
+            take_away([self.patcher], self._critic.device)
+            self._critic.offload = self.offload
+            with self._critic.resident():
+                yield
+            return
         if self.patcher not in comfy.model_management.loaded_models():
             comfy.model_management.load_models_gpu([self.patcher], self._working_memory())
         yield
+
+    @contextmanager
+    def arranged(self, offload: Offload | None = None, gradient_checkpointing: bool | None = None) -> Iterator[None]:
+        """While entered, the critic works by these settings, see `load_critic`; None leaves one as it is.
+
+        Raises:
+            CriticError: `offload` is none of its values.
+        """
+        before = self.offload
+        if offload is not None:
+            check_offload(offload, CriticError)
+            self.offload = offload
+        if self.offload:
+            take_away([self.patcher], self._critic.device)
+        try:
+            with self._critic.arranged(self.offload or None, gradient_checkpointing):
+                yield
+        finally:
+            self.offload = before
 
     def _working_memory(self) -> int:
         """Bytes of activations of a gradient, about 34 · hidden size a token and layer in half precision.

@@ -23,7 +23,7 @@ def why_not(model: Any, *vaes: Any) -> str:
     """Why this pack cannot move the weights of a MODEL and its VAEs; empty where it can."""
     for name, patcher in (("MODEL", model), *(("VAE", vae.patcher) for vae in vaes)):
         if reason := borrowed.why_not(patcher):
-            return f"the {name}'s weights cannot be moved: {reason}"
+            return f"the weights of the {name} {reason}"
     return ""
 
 

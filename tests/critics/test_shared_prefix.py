@@ -92,7 +92,7 @@ def test_gradient_checkpointing_changes_nothing(critic, images, questions, monke
     with plain:
         critic.log_likelihood(images.clone().requires_grad_(), questions)
     without, kept[:] = sum(kept), []
-    monkeypatch.setattr(critic, "_checkpointing", True)
+    monkeypatch.setattr(critic, "gradient_checkpointing", True)
     assert_same(judged(critic, images, questions), expected)
     with plain:
         critic.log_likelihood(images.clone().requires_grad_(), questions)

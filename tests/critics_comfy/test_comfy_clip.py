@@ -404,20 +404,6 @@ def test_a_model_that_does_not_fit_is_refused(make_critic, qwen, images, questio
         critic.log_likelihood(images, questions)
 
 
-def test_streamed_weights_are_judged_by_on_a_resident_copy(make_critic, qwen, images, questions, monkeypatch, caplog):
-    """As far as a CPU can tell: ComfyUI streams only to a GPU, so here it only says that they are streamed."""
-    wanted = make_critic(qwen).log_likelihood(images, questions)
-    monkeypatch.setattr(qwen.patcher, "is_dynamic", lambda: True)
-    critic = make_critic(qwen)
-    assert critic.patcher.model is not qwen.patcher.model
-    assert not critic.patcher.is_dynamic()
-    assert "A second copy" in caplog.text
-    assert torch.equal(critic.log_likelihood(images, questions), wanted)
-    monkeypatch.setattr(qwen.patcher, "cached_patcher_init", None)
-    with pytest.raises(CriticError, match="--disable-dynamic-vram"):
-        make_critic(qwen)
-
-
 def test_info(make_critic, qwen, load_qwen, qwen_state):
     info = make_critic(qwen).info
     assert (info.name, info.architecture, info.dtype) == ("tiny-qwen3vl", "Qwen3-VL", "float32")
