@@ -240,9 +240,7 @@ def train(
             raise RecipeError(f"{recipe} names no prompts. Add a list: prompts = ['a photo of a mountain lake'].")
         resume_from = _checkpoint_to_resume(_make_folder(output), resume, overwrite)
         bits = generator_quantization and generator_quantization.value, quantization and quantization.value
-        found = cli_memory.fit(
-            plan, (generator, critic), device, (None, bits), _asked(checkpointing, take_turns, stream)
-        )
+        found = cli_memory.fit(plan, (generator, critic), device, bits, _asked(checkpointing, take_turns, stream))
         memory = found.expected.plan
         console.print(f"Memory plan: {found.line}", soft_wrap=True)
         maker = load_generator(
