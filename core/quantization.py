@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -138,8 +139,8 @@ class Nf4Linear(QuantizedLinear):
     def _state(self, dtype: torch.dtype) -> Any:
         from bitsandbytes.functional import QuantState
 
-        shape = torch.Size((self.out_features, self.in_features))
-        return QuantState(self.scales, shape, blocksize=self.block, quant_type=self.quant_type, dtype=dtype)
+        shape, code = torch.Size((self.out_features, self.in_features)), _code(self.quant_type, self.weight.device)
+        return QuantState(self.scales, shape, code, self.block, self.quant_type, dtype)
 
     def values(self, dtype: torch.dtype) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
@@ -149,7 +150,15 @@ class Nf4Linear(QuantizedLinear):
     def product(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
 
-        return bnb.matmul_4bit(x, self.weight.data, self._state(x.dtype), bias=self._bias(x))
+        return bnb.matmul_4bit(x, self.weight.data.t(), self._state(x.dtype), bias=self._bias(x))
+
+
+@cache
+def _code(quant_type: str, device: torch.device) -> Tensor:
+    """The 16 numbers that 4 bits can be."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type(quant_type, device)
 
 
 KINDS: dict[str, type[QuantizedLinear]] = {cls.kind: cls for cls in (Int8Linear, Nf4Linear, Fp8Linear)}

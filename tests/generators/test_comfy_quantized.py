@@ -87,8 +87,8 @@ def snapshot(model):
     return found, [sorted(vars(part)) for part in network.modules()]
 
 
-def check(model, plain, vae, bound):
-    """It trains as its numbers, checkpointed too, and comes back as it was."""
+def check(model, plain, vae, bound, whole=None):
+    """It trains as its numbers, checkpointed too, and comes back as it was; how far they are from `whole` is said."""
     trained(model, vae).sample([0], [1])  # has loaded it, as the first run does
     before, wanted = snapshot(model), learn(trained(plain, vae))
     for checkpointing in (False, True):
@@ -102,6 +102,11 @@ def check(model, plain, vae, bound):
     }
     assert ours.info.weights_sha256 != theirs.info.weights_sha256
     assert ours.info.weights_sha256 == trained(model, vae).info.weights_sha256
+    if whole is not None:
+        wanted = learn(trained(whole, vae))
+        turned = 1 - float(F.cosine_similarity(found[1], wanted[1], dim=0))
+        print(f"the prediction moves by {relative(found[0], wanted[0]):.4f}, the gradient turns by {turned:.4f}")
+        assert 0 < turned < 0.2
 
 
 # ComfyUI's own formats
@@ -128,7 +133,7 @@ def test_comfyuis_own_formats(models, state, format, bound):
             plain[name] = packed.dequantize()
     model = load(stored)
     assert sum(isinstance(p.data, QuantizedTensor) for p in model.model.parameters()) > 8
-    check(model, load(plain), models[1], bound)
+    check(model, load(plain), models[1], bound, load(state))
 
 
 # Layers of other packs, whose forward unpacks the weight
@@ -200,7 +205,7 @@ def test_layers_that_unpack_their_weight(models, state):
         plain = {name: unpack(t, torch.float32) if isinstance(t, Packed) else t for name, t in stored.items()}
     model = load(stored, custom_operations=packed_operations())
     assert sum(isinstance(p, Packed) for p in model.model.parameters()) > 8
-    check(model, load(plain), models[1], 1e-5)
+    check(model, load(plain), models[1], 1e-5, load(state))
     assert all(p.is_inference() for p in model.model.parameters() if isinstance(p, Packed))
 
 
@@ -236,4 +241,4 @@ def test_layers_of_bitsandbytes(models, state, bits, bound, inference):
                 plain.model.diffusion_model.get_submodule(name).weight.data.copy_(
                     taken_over(layer, GeneratorError).values(torch.float32)
                 )
-    check(model, plain, models[1], bound)
+    check(model, plain, models[1], bound, load(state))
