@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from dynamic import dynamic_vram, load_as_comfyui_does, memory, places
 from pretended import PretendedDevice
 from tiny_clips import build_qwen
 
@@ -151,3 +152,35 @@ def test_weights_of_another_format_stay_with_comfyui(make_critic, qwen, images, 
     assert critic.offload is False
     assert "loaded by ComfyUI: its weights are loaded by a OwnPatcher in a way of its own" in caplog.text
     assert_same(judge(critic, images, questions), wanted)
+
+
+@pytest.mark.parametrize("offload", [False, "blocks"])
+def test_a_clip_that_comfyui_streams(make_critic, load_qwen, images, questions, monkeypatch, offload):
+    """By ComfyUI's own patcher for dynamic VRAM, on the CPU."""
+    import comfy.model_management as management
+    import comfy.utils
+    from safetensors.torch import load_file
+
+    wanted = judge(make_critic(load_qwen()), images, questions)
+    monkeypatch.setattr(comfy.utils, "load_torch_file", lambda path, **_: (load_file(path), {}))  # maps it into memory
+    with dynamic_vram(monkeypatch):
+        clip = load_qwen()
+        assert clip.patcher.is_dynamic()
+        load_as_comfyui_does(clip.patcher)
+        with torch.inference_mode():
+            management.unload_all_models()
+        before, streamed = memory(clip.patcher.model), len(places(clip.patcher.model))
+        load_as_comfyui_does(clip.patcher)
+        critic = make_critic(clip, offload=offload)
+        assert critic.offload == (offload or True)
+        device = pretend_clip(critic, monkeypatch)
+        assert_same(judge(critic, images, questions), wanted)
+        assert device.is_empty()
+        with critic.arrange(offload=False):
+            assert not places(clip.patcher.model)
+            came = len(device.came())
+            assert_same(judge(critic, images, questions), wanted)
+            assert len(device.came()) == came  # it stays
+        assert device.is_empty()
+        assert memory(clip.patcher.model) == before
+        assert len(places(clip.patcher.model)) == streamed > 0

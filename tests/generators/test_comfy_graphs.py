@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 from comfy_models import SIZE, conditionings, write_files
+from pretended import PretendedDevice
 
+from dual_process.core.streaming import blocks_of
 from dual_process.distillation import Draw, GeneratorError
 from dual_process.generators.targets import chosen
 
@@ -165,6 +167,105 @@ def test_quantised_weights_train_as_their_numbers_in_float32(models):
     assert_same(learn(trained(stored, vae)), learn(trained(plain, vae)), 1e-4)
     after = [(name, id(p), p.is_inference(), p.requires_grad) for name, p in stored.model.named_parameters()]
     assert after == before
+
+
+@pytest.mark.parametrize("with_a_lora", [False, True])
+def test_quantised_weights_pass_through_the_device_block_by_block(models, monkeypatch, with_a_lora):
+    import comfy.sd
+    from comfy.quant_ops import QuantizedTensor
+
+    model, vae = models
+    with torch.inference_mode():
+        state = {name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()}
+        theirs = comfy.sd.load_diffusion_model_state_dict(quantised(state)[0])
+    theirs = with_lora(theirs, vae) if with_a_lora else theirs
+    resident = trained(theirs, vae)
+    wanted, pictures = learn(resident), resident.sample([0], [42])
+    generator = trained(theirs, vae, offload="blocks")
+    device = pretend(generator, monkeypatch)
+    assert torch.float8_e4m3fn in {tensor.dtype for tensor, _ in device._home.values()}
+    assert_same(learn(generator), wanted, 1e-5)
+    torch.testing.assert_close(generator.sample([0], [42]), pictures, rtol=1e-6, atol=1e-6)
+    assert device.most_blocks == 2
+    stored = [p for p in theirs.model.parameters() if isinstance(p.data, QuantizedTensor)]
+    assert len(stored) > 8
+    assert all(p._qdata.float().isfinite().all() for p in stored)
+
+
+def test_a_quantised_tensor_is_said_to_be_where_it_will_be():
+    """On a GPU, ComfyUI's layers would copy one that calls itself a tensor of the CPU."""
+    from comfy.quant_ops import QuantizedTensor
+
+    from dual_process.comfy_host.borrowed import _said_to_be_on
+
+    given = QuantizedTensor.from_float(torch.randn(4, 8), "TensorCoreFP8E4M3Layout")
+    made = _said_to_be_on(torch.device("meta"), given)
+    assert made.device.type == "meta"
+    assert made._qdata is given._qdata
+    assert torch.equal(made.dequantize(), given.dequantize())
+
+
+def pretend(generator, monkeypatch):
+    whole, decoder = generator.model.model, generator.vae.first_stage_model
+    with torch.inference_mode(False), generator._visits.in_force():
+        blocks = {f"block {i}": [block] for i, block in enumerate(blocks_of(whole))}
+        return PretendedDevice({"network": [whole], "decoder": [decoder], **blocks}, monkeypatch)
+
+
+def test_weights_in_a_format_of_their_own_stay_with_comfyui(models, caplog):
+    """As those of other nodes' loaders, whose patchers or tensors are of their own making."""
+    import comfy.model_patcher
+
+    class OwnPatcher(comfy.model_patcher.ModelPatcher):
+        pass
+
+    model, vae = models
+    wanted = learn(trained(model, vae))
+    model.__class__ = OwnPatcher
+    generator = trained(model, vae, offload="blocks")
+    assert not generator.keeps_graph
+    assert "the weights of the MODEL are loaded by a OwnPatcher in a way of its own" in caplog.text
+    assert_same(learn(generator), wanted, 0)
+    model.__class__ = comfy.model_patcher.ModelPatcher
+    parameter = vae.first_stage_model.vae_scale
+
+    class OwnTensor(torch.Tensor):
+        pass
+
+    vae.first_stage_model.vae_scale = torch.nn.Parameter(parameter.data.clone().as_subclass(OwnTensor), False)
+    trained(model, vae, offload="blocks")
+    assert "the weights of the VAE are in a format that cannot be streamed, OwnTensor" in caplog.text
+
+
+def test_weights_that_only_comfyui_can_stream_get_a_second_copy(models, monkeypatch, caplog):
+    import comfy.model_patcher
+
+    model, vae = models
+    wanted = learn(trained(model, vae))
+
+    class OwnPatcher(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+        def clone(self, disable_dynamic=False, **options):
+            return model_of_its_own().clone() if disable_dynamic else super().clone(**options)
+
+    def model_of_its_own():
+        import nodes
+
+        with torch.inference_mode():
+            return nodes.UNETLoader().load_unet("tiny-schnell.safetensors", "default")[0]
+
+    model.__class__ = OwnPatcher
+    generator = trained(model, vae)
+    assert generator.model.model is not model.model
+    assert "a second copy of it is made in main memory" in caplog.text.lower()
+    assert "--disable" not in caplog.text
+    assert_same(learn(generator), wanted, 0)
+    model.cached_patcher_init = None
+    with pytest.raises(GeneratorError, match="Use one of ComfyUI's own loaders") as refused:
+        generator_for(model, vae)
+    assert "--disable" not in str(refused.value)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
