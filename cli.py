@@ -207,6 +207,9 @@ def train(
             "the same LoRA, much time for the way to the device."
         ),
     ] = False,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="torch.compile: faster steps after minutes of warm-up. Not with --stream.")
+    ] = False,
     tiny_decoder: Annotated[
         Path | None,
         typer.Option(help="Folder of a tiny decoder (taesd, taesdxl, taesd3, taef1) for the gradient: less memory."),
@@ -254,6 +257,7 @@ def train(
             offload=memory.generator.offload,
             quantization=bits[0],
             tiny_decoder=tiny_decoder,
+            compile=compile_blocks,
         )
         judge = load_critic(
             critic,

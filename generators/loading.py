@@ -36,6 +36,7 @@ def load_generator(
     gradient_checkpointing: bool = False,
     offload: Offload = False,
     tiny_decoder: str | Path | AutoencoderTiny | None = None,
+    compile: bool = False,
     download: bool = False,
     quantization: str | None = None,
 ) -> DiffusersGenerator:
@@ -54,6 +55,9 @@ def load_generator(
         tiny_decoder: an AutoencoderTiny of the model's family, its folder in diffusers' layout or Hugging Face id; it
             is left as it is. `estimate` makes its images by it, for less memory and time and slightly other gradients;
             `sample` keeps the VAE.
+        compile: torch.compile the network's repeated blocks for the pass with gradient: faster steps after minutes of
+            warm-up, the same numbers but for rounding. Where it fails, a line in the log says so, and nothing is
+            compiled.
         download: allow the network; otherwise only folders and files already downloaded are read.
         quantization: "8bit" or "4bit" (both need bitsandbytes) or "fp8" for the network's linear layers, made of a
             folder's whole weights; None takes the weights as they are, a network quantised by bitsandbytes included.
@@ -64,7 +68,9 @@ def load_generator(
     texts = _check_prompts(prompts)
     check_quantization(quantization, KINDS, GeneratorError)
     tiny = None if tiny_decoder is None else open_tiny_decoder(tiny_decoder, download)
-    settings = GeneratorSettings(height, width, num_inference_steps, gradient_checkpointing, offload, tiny_decoder=tiny)
+    settings = GeneratorSettings(
+        height, width, num_inference_steps, gradient_checkpointing, offload, tiny_decoder=tiny, compile=compile
+    )
     place = None if device is None else choose_device(device, GeneratorError)
     if isinstance(path_or_pipeline, DiffusionPipeline):
         if quantization is not None:

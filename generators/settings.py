@@ -28,8 +28,13 @@ class GeneratorSettings:
     tiny_decoder: Any = field(
         default=None, metadata={"help": "An AutoencoderTiny that makes the pictures of which only the gradient counts."}
     )
+    compile: bool = field(
+        default=False, metadata={"help": "torch.compile the network's blocks for the pass with gradient."}
+    )
 
     def __post_init__(self) -> None:
+        if self.compile and self.offload == "blocks":
+            raise GeneratorError("Expected compile or offload='blocks', got both: choose one of them.")
         for name in ("height", "width", "num_inference_steps"):
             check_positive(name, getattr(self, name))
         check_offload(self.offload, GeneratorError)

@@ -27,6 +27,7 @@ from ..architectures.layers import Split, splits
 from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
+from .compiling import compile_blocks
 from .denoising import DECODER, NETWORK, TINY_DECODER, EncodedPrompts, PipelineDenoiser, decoding_parts
 from .peft_lora import AttachedLora
 from .sizes import decoder_size, network_size
@@ -84,6 +85,8 @@ class DiffusersGenerator:
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
         self._size(Sampling())
         self._arranged(settings.offload, settings.gradient_checkpointing)
+        if settings.compile:
+            compile_blocks(network)
 
     def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:
         """From now on the weights lie, and blocks are computed again, as `load_generator` says of these arguments.
