@@ -65,13 +65,13 @@ def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quanti
     Args:
         network: on any device, "meta" included.
         positions: of each linear layer and convolution; 0 for those that see a vector, not tokens.
-        dtype: of weights and activations; integers in `network` are taken as they are.
-        quantization: None, "8bit" or "4bit" for its linear layers.
+        dtype: of activations.
+        quantization: what its linear layers would have: None (as they are), "8bit", "fp8" or "4bit".
     """
     names = {module: name for name, module in network.named_modules()}
     blocks = [_Block(_layers(block, names[block]), positions) for block in blocks_of(network)]
-    weights = [_weight_bytes(block, dtype, quantization) for block in blocks_of(network)]
-    whole = _weight_bytes(network, dtype, quantization)
+    weights = [_weight_bytes(block, quantization) for block in blocks_of(network)]
+    whole = _weight_bytes(network, quantization)
     layers = _layers(network)
     packed = quantization or quantization_of(network)
     return ModelSize(
@@ -116,7 +116,7 @@ class _Block:
         self.attention = 4.0 * sum(seen) * self.input if attends else 0.0
 
 
-def _weight_bytes(module: nn.Module, dtype: torch.dtype, quantization: str | None) -> int:
+def _weight_bytes(module: nn.Module, quantization: str | None) -> int:
     """Without the head, all linear layers are quantised."""
     linear = [(name, part.weight) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     packed = {id(weight) for name, weight in linear if quantization and not name.endswith("lm_head")}
@@ -124,7 +124,7 @@ def _weight_bytes(module: nn.Module, dtype: torch.dtype, quantization: str | Non
     def size(tensor: Tensor) -> float:
         if quantization and id(tensor) in packed:
             return tensor.numel() * BITS[quantization] / 8
-        return tensor.numel() * dtype.itemsize if tensor.is_floating_point() else tensor.nbytes
+        return tensor.nbytes
 
     return int(sum(size(tensor) for tensor in weights_of(module)))
 

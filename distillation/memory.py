@@ -206,10 +206,12 @@ def choose(sizes: Sizes, free: int, plans: Sequence[MemoryPlan] = PLANS) -> Expe
     raise TooSmall(
         f"Expected at least {least.peak / GB:.1f} GB of free memory on the device for the thriftiest plan "
         f"({least.plan.name}), got {free / GB:.1f} GB: {missing / GB:.1f} GB are missing. Train at a smaller "
-        "picture size, close other programs, or load the models in 8 or 4 bits."
+        "picture size, close other programs, or load the models in 8 or 4 bits. To try all the same, choose a plan "
+        "yourself."
     )
 
 
 def thriftier(than: Expectation, sizes: Sizes, plans: Sequence[MemoryPlan] = PLANS) -> Expectation | None:
     """The fastest plan that needs at least a twentieth less; None if there is none."""
-    return next(iter(fitting(sizes, int(than.peak * 0.95), plans)), None)
+    less = int((than.peak - CONTEXT) * 0.95) + CONTEXT
+    return next(iter(fitting(sizes, less, plans)), None)

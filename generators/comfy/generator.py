@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from math import prod
 from typing import Any
 
 import comfy.ldm.flux.model
@@ -18,6 +19,7 @@ from ...core.errors import GeneratorError, StopRequested
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
 from ...core.residency import Turns
+from ...core.sizes import ModelSize
 from ...core.streaming import Offload, check_offload
 from .. import rollout
 from ..architectures.layers import splits
@@ -42,6 +44,7 @@ from .inputs import (
 from .lora import ComfyLora, target_layers
 from .memory import too_large, training_memory
 from .sampling import Denoiser, loaded, loaded_beside, make_sigmas
+from .sizes import decoder_size, network_size
 from .visits import Visits, why_not
 
 log = logging.getLogger(__name__)
@@ -104,20 +107,11 @@ class ComfyGenerator:
         self._conditionings, self._negative, self._cfg = tuple(conditionings), negative, cfg
         check_conditionings(self._all_conditionings)
         check_vae(model, vae)
-        self.model, self.vae, self._visits = trainable_model(model), vae, None
-        self.gradient_vae = vae if gradient_vae is None else gradient_vae
-        check_vae(model, self.gradient_vae)
-        self._checkpointing, self._offload = gradient_checkpointing, offload
-        if reason := why_not(self.model, *self.vaes):
-            if offload:
-                log.warning("MODEL and VAE are loaded by ComfyUI, though offload is %r: %s.", offload, reason)
-            self._offload, same = False, self.gradient_vae is vae
-            self.model, self.vae = resident_model(self.model, reason), resident_vae(vae, reason)
-            self.gradient_vae = self.vae if same else resident_vae(self.gradient_vae, reason)
-        else:
-            self._offload = offload or any(patcher.is_dynamic() for patcher in (model, *(v.patcher for v in self.vaes)))
-            self._visits = Visits(self.model, self.vaes, offload == "blocks" or (not offload and too_large(model)))
-            self.model = self._visits.model
+        self._given = trainable_model(model), vae, vae if gradient_vae is None else gradient_vae
+        check_vae(model, self._given[2])
+        self._visits: Visits | None = None
+        self._offload: Offload = False
+        self.arrange(offload, gradient_checkpointing)
         self._shape = latent_shape(self.model, latent)
         self._decode = self._decode_for_gradient = Decoder(self.model, self.vae)
         if self.gradient_vae is not self.vae:
@@ -132,6 +126,25 @@ class ComfyGenerator:
         self._turns = Turns({})  # of the session: none where ComfyUI loads the models
         self._info: ModelInfo | None = None
         self.loaded_with: Sequence[Any] | None = ()
+
+    def arrange(self, offload: Offload, gradient_checkpointing: bool) -> None:
+        """From now on the weights lie, and blocks are computed again, as these arguments of the class say.
+
+        The numbers stay. Call it outside `training`.
+        """
+        model, vae, gradient_vae = self.model, self.vae, self.gradient_vae = self._given
+        self._checkpointing, self._visits = gradient_checkpointing, None
+        if reason := why_not(model, *self.vaes):
+            if offload:
+                log.warning("MODEL and VAE are loaded by ComfyUI, though offload is %r: %s.", offload, reason)
+            self._offload = False
+            self.model, self.vae = resident_model(model, reason), resident_vae(vae, reason)
+            self.gradient_vae = self.vae if gradient_vae is vae else resident_vae(gradient_vae, reason)
+        else:
+            streamed = any(patcher.is_dynamic() for patcher in (model, *(v.patcher for v in self.vaes)))
+            self._offload = offload or streamed
+            self._visits = Visits(model, self.vaes, offload == "blocks" or (not offload and too_large(model)))
+            self.model = self._visits.model
 
     # What it is
 
@@ -180,6 +193,26 @@ class ComfyGenerator:
         """Bytes that a training step takes on the device beside the weights, an estimate."""
         passes = 1 if self._cfg == 1 else 2
         return training_memory(self.model, self.gradient_vae, self._shape, batch_size, passes, self._checkpointing)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the pictures that are trained on."""
+        factor = pixels_per_latent(self.model, self.vae)
+        return self._shape[-2] * factor, self._shape[-1] * factor
+
+    def sizes(
+        self, samples: int, rank: int, targets: str = ATTENTION_AND_FEED_FORWARD, bits: str | None = None
+    ) -> tuple[ModelSize, ModelSize, int]:
+        """What network and decoder take on the device for so many samples, and the bytes of a LoRA.
+
+        Args:
+            bits: None: the weights are as ComfyUI has loaded them.
+        """
+        shapes = map(shapes_of, self._target_layers(targets).values())
+        lora = sum(rank * (prod(shape.down) + prod(shape.up)) for shape in shapes) * torch.float32.itemsize
+        guided = 1 if self._cfg == 1 else 2
+        network = network_size(self.model, self._all_conditionings, self._shape, samples * guided)
+        return network, decoder_size(self.gradient_vae, self._shape, samples), lora
 
     # Its LoRA
 
