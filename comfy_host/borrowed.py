@@ -47,22 +47,24 @@ def never_streamed(patcher: Any) -> Any:
 def take_away(patchers: Iterable[Any], device: torch.device) -> None:
     """ComfyUI has nothing of these models on the device any more; their weights are the originals."""
     gone = {id(patcher.model) for patcher in patchers}
-    _keep([entry for entry in _loaded() if id(entry.model.model) not in gone], device)
+    _unload([entry for entry in _loaded(device) if id(entry.model.model) in gone], device)
 
 
 def take_away_all_but(patchers: Iterable[Any], device: torch.device) -> None:
     """ComfyUI has no other models on the device than these."""
-    wanted = {id(patcher.model) for patcher in patchers}
-    _keep([entry for entry in _loaded() if id(entry.model.model) in wanted], device)
+    kept = {id(patcher.model) for patcher in patchers}
+    _unload([entry for entry in _loaded(device) if id(entry.model.model) not in kept], device)
 
 
-def _keep(entries: list[Any], device: torch.device) -> None:
-    if len(entries) < len(_loaded()):
-        comfy.model_management.free_memory(1e30, device, keep_loaded=entries)  # bytes: all that there is
+def _loaded(device: torch.device) -> list[Any]:
+    entries = comfy.model_management.current_loaded_models
+    return [entry for entry in entries if entry.model is not None and entry.device == device]
 
 
-def _loaded() -> list[Any]:
-    return [entry for entry in comfy.model_management.current_loaded_models if entry.model is not None]
+def _unload(entries: list[Any], device: torch.device) -> None:
+    kept = [entry for entry in _loaded(device) if entry not in entries]
+    if entries:  # bytes: all that there is
+        comfy.model_management.free_memory(1e30, device, keep_loaded=kept)
 
 
 class Borrowed:

@@ -101,7 +101,7 @@ class ClipCritic:
         self._borrowed = None if self._reason else Borrowed(clip.patcher)
         self._is_streamed = self._borrowed is not None and clip.patcher.is_dynamic()  # by ComfyUI, unless we move it
         self.patcher = _resident(clip, self._reason) if self._borrowed is None else self._borrowed.patcher
-        self.offload = self._possible(offload)
+        self.offload: Offload = self._possible(offload)
         self._visit: tuple[Offload, Callable[[], AbstractContextManager[None]]] | None = None
         self._key = clip.cond_stage_model.clip
         self._max_pixels = max_pixels
@@ -183,9 +183,10 @@ class ClipCritic:
         with ExitStack() as stack:
             with torch.inference_mode(False):  # what is moved in it can take part in no gradient
                 new = stack.enter_context(self._borrowed.in_force())
-                if new or self._visit is None or self._visit[0] != self.offload:
-                    self._visit = self.offload, self._make_visit()
-                stack.enter_context(self._visit[1]())
+                kept = None if new else self._visit
+                visit = self._make_visit() if kept is None or kept[0] != self.offload else kept[1]
+                self._visit = self.offload, visit
+                stack.enter_context(visit())
             yield
 
     def _make_visit(self) -> Callable[[], AbstractContextManager[None]]:

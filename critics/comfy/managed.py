@@ -57,7 +57,8 @@ class ManagedCritic:
 
     def __init__(self, critic: TransformersCritic, offload: Offload = False) -> None:
         check_offload(offload, CriticError)
-        self._critic, self.offload = critic, offload
+        self._critic = critic
+        self.offload: Offload = offload
         held = nn.Module()  # ComfyUI sets attributes on it that a model of transformers refuses
         held.add_module("critic", critic.model)
         self.patcher = WholeModelPatcher(held, critic.device, critic.model.device)
