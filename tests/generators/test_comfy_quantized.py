@@ -10,8 +10,10 @@ import json
 import pytest
 import torch
 from comfy_models import SIZE, conditionings, write_files
+from pretended import PretendedDevice
 from torch.nn import functional as F
 
+from dual_process.core.streaming import blocks_of
 from dual_process.distillation import Draw
 
 pytestmark = pytest.mark.comfyui
@@ -87,6 +89,10 @@ def snapshot(model):
     return found, [sorted(vars(part)) for part in network.modules()]
 
 
+def bytes_of(model):
+    return {name: found[1:] for name, found in snapshot(model)[0].items()}
+
+
 def check(model, plain, vae, bound, whole=None):
     """It trains as its numbers, checkpointed too, and comes back as it was; how far they are from `whole` is said."""
     trained(model, vae).sample([0], [1])  # has loaded it, as the first run does
@@ -118,8 +124,8 @@ def scales_of(format, params):
     return {"weight_scale": params.scale.view(torch.uint8) if format == "mxfp8" else params.scale}
 
 
-@pytest.mark.parametrize(("format", "bound"), [("int8_tensorwise", 0.05), ("mxfp8", 1e-4), ("nvfp4", 1e-4)])
-def test_comfyuis_own_formats(models, state, format, bound):
+def stored_in(format, state):
+    """A state dict as ComfyUI's files of this format hold it, and the numbers that it stands for."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     config = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
@@ -131,9 +137,33 @@ def test_comfyuis_own_formats(models, state, format, bound):
             stored |= {f"{layer}{key}": scale for key, scale in scales_of(format, packed._params).items()}
             stored[f"{layer}comfy_quant"] = config.clone()
             plain[name] = packed.dequantize()
+    return stored, plain
+
+
+@pytest.mark.parametrize(("format", "bound"), [("int8_tensorwise", 0.05), ("mxfp8", 1e-4), ("nvfp4", 1e-4)])
+def test_comfyuis_own_formats(models, state, format, bound):
+    from comfy.quant_ops import QuantizedTensor
+
+    stored, plain = stored_in(format, state)
     model = load(stored)
     assert sum(isinstance(p.data, QuantizedTensor) for p in model.model.parameters()) > 8
     check(model, load(plain), models[1], bound, load(state))
+
+
+@pytest.mark.parametrize("format", ["int8_tensorwise", "mxfp8", "nvfp4"])
+def test_comfyuis_own_formats_come_and_go(models, state, format, monkeypatch):
+    model, vae = load(stored_in(format, state)[0]), models[1]
+    trained(model, vae).sample([0], [1])
+    before, wanted = bytes_of(model), learn(trained(model, vae, gradient_checkpointing=True))
+    generator = trained(model, vae, gradient_checkpointing=True, offload="blocks")
+    with torch.inference_mode(False), generator._visits.in_force():
+        blocks = {f"block {i}": [block] for i, block in enumerate(blocks_of(generator.model.model))}
+        device = PretendedDevice({"rest": [generator.model.model], **blocks}, monkeypatch)
+    for ours, theirs in zip(learn(generator), wanted, strict=True):
+        assert relative(ours, theirs) <= 1e-5
+    assert device.is_empty()
+    assert len({name for name in device.came() if name.startswith("block")}) > 2
+    assert bytes_of(model) == before  # in new objects, as ComfyUI makes them where it unloads such a model
 
 
 # Layers of other packs, whose forward unpacks the weight
@@ -177,7 +207,7 @@ def unpack(packed, dtype):
     return (rows[:, 2:].to(dtype) * scale.to(dtype)).reshape(packed.shape)
 
 
-def packed_operations():
+def operations():
     import comfy.ops
 
     class Operations(comfy.ops.manual_cast):
@@ -203,10 +233,19 @@ def test_layers_that_unpack_their_weight(models, state):
     with torch.inference_mode():  # as in a loader's node
         stored = {name: pack(t) if is_packed(name, t) else t for name, t in state.items()}
         plain = {name: unpack(t, torch.float32) if isinstance(t, Packed) else t for name, t in stored.items()}
-    model = load(stored, custom_operations=packed_operations())
+    model = load(stored, custom_operations=operations())
     assert sum(isinstance(p, Packed) for p in model.model.parameters()) > 8
     check(model, load(plain), models[1], 1e-5, load(state))
     assert all(p.is_inference() for p in model.model.parameters() if isinstance(p, Packed))
+
+
+def test_layers_that_unpack_their_weight_stay_on_the_device(models, state, caplog):
+    with torch.inference_mode():
+        model = load({n: pack(t) if is_packed(n, t) else t for n, t in state.items()}, custom_operations=operations())
+    wanted = learn(trained(model, models[1]))
+    found = learn(trained(model, models[1], offload="blocks"))
+    assert "in a format that cannot be streamed, Packed" in caplog.text
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
 
 
 # bitsandbytes' layers in place of ComfyUI's
