@@ -298,7 +298,7 @@ class Distill(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks. last "
-                    "half: only in the last half of the blocks, for less memory and time and a weaker control.",
+                    "half: only in the last half of the blocks, for less memory and time at the cost of the picture.",
                 ),
                 io.String.Input(
                     "target_pattern",

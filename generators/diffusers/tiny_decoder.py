@@ -56,8 +56,7 @@ def fitted(decoder: AutoencoderTiny, architecture: Architecture, parts: Parts, d
             f"Expected no tiny decoder for {architecture.label}: diffusers has none for its latents. Leave it out."
         )
     config: Any = decoder.config
-    found: int = config.latent_channels
-    wanted = architecture.channels(parts.config)
+    found, wanted = config.latent_channels, architecture.channels(parts.config)
     if found != wanted:
         raise GeneratorError(
             f"{architecture.label} works on latents of {wanted} channels, but the tiny decoder on {found}: the "
