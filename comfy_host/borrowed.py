@@ -214,7 +214,7 @@ def _parameter(tensor: Tensor) -> Tensor:
 
 def _said_to_be_on(device: torch.device, tensor: Any) -> Any:
     """A quantised tensor that calls itself a tensor of this device, wherever its parts lie."""
-    kind = type(tensor)
+    kind: Any = type(tensor)
     made = Tensor._make_wrapper_subclass(kind, tensor.shape, device=device, dtype=tensor.dtype, requires_grad=False)
     kind.__init__(made, tensor._qdata, tensor._layout_cls, tensor._params)
     return made
