@@ -3,7 +3,7 @@
     python benchmarks/step.py            # a Markdown table; --json for all figures
 
 A random Flux of 214 M weights, its VAE and a random Qwen2.5-VL of 267 M, in bfloat16 on one CPU core, 336 × 336, one
-sampler step. Trees and numbers of questions take turns, each in a fresh process:
+sampler step. Trees and numbers of questions take turns, times and memory each in a fresh process:
 
 - seconds: CPU time of a part, the median over all steps. Where a part of a step begins and ends is marked by hooks on
   the models and on gradients, so that "rest" is what no model does: overlay, the picture's way to the critic, the loss.
@@ -14,7 +14,6 @@ sampler step. Trees and numbers of questions take turns, each in a fresh process
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -53,7 +52,6 @@ PARTS = (
     REST,
 )
 MARK = "part: "
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 TEXT = 256  # tokens of a prompt
 SIZE = 336  # pixels
 CRITIC = {  # sizes of its parts, for the text and for the picture
@@ -133,8 +131,8 @@ class Clock:
 # One tree
 
 
-def measure(folder: Path, questions: int) -> dict[str, Any]:
-    """Figures of the tree that `dual_process` is found in; it has had the interface that is used here all along."""
+def measure(folder: Path, questions: int, memory: bool) -> dict[str, Any]:
+    """Times, or memory, of the tree that `dual_process` is found in; the interface used here is an old one."""
     from dual_process import overlays
     from dual_process.critics import load_critic
     from dual_process.distillation import Question, Recipe
@@ -153,12 +151,13 @@ def measure(folder: Path, questions: int) -> dict[str, Any]:
         run = stack.enter_context(Run(generator, critic, recipe))
         run.step()  # kernels are chosen, questions encoded
         clock.lap()
+        if memory:
+            return {"mib": peaks_of(run, clock)}
         laps = []
         for _ in range(STEPS):
             run.step()
             laps.append(clock.lap())
-        outside = outside_share(run)
-        return {"seconds": laps, "outside": outside, "mib": peaks_of(run, clock), "loss": [r.loss for r in run.history]}
+        return {"seconds": laps, "outside": outside_share(run), "loss": [report.loss for report in run.history]}
 
 
 def build_generator() -> Any:
@@ -200,18 +199,10 @@ def build_generator() -> Any:
 def peaks_of(run: Any, clock: Clock) -> dict[str, float]:
     """The most memory of each part of a step in MiB, beyond what is held before it."""
     gc.collect()
-    give_memory_back()
     before = resident()
     with Peak(lambda: clock.part) as peak:
         run.step()
     return {part: (peak.of.get(part, before) - before) / MB for part in PARTS}
-
-
-def give_memory_back() -> None:
-    """From here on large tensors get memory of their own, which counts only while they are there."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_THRESHOLD, 65536)  # bytes
-    libc.malloc_trim(0)
 
 
 def outside_share(run: Any) -> float:
@@ -240,11 +231,12 @@ def main(
     rounds: Annotated[int, typer.Option(help="Processes for each row.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, else a Markdown table.")] = False,
     models: Annotated[Path | None, typer.Option(hidden=True, help="Measures one tree; internal.")] = None,
+    memory: Annotated[bool, typer.Option(hidden=True, help="Its memory rather than its times; internal.")] = False,
 ) -> None:
     """Two rows for each number of questions; about a minute a row and round on one core."""
     counts = questions or [1, 3]
     if models is not None:
-        print(json.dumps(measure(models, counts[0])))
+        print(json.dumps(measure(models, counts[0], memory)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -276,9 +268,16 @@ def this_tree(folder: Path) -> Path:
 
 
 def measured_apart(tree: Path, folder: Path, questions: int) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, HERE, "--models", folder, "--questions", questions]
-    done = subprocess.run([*map(str, command)], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(HERE), "--models", str(folder), "--questions", str(questions)]
+    # Large tensors get memory of their own, which is given back when they go, and so counts only while they are there.
+    # It takes time of its own.
+    frugal = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes; read when a process starts
+    return {**answer_of(command, tree, {}), **answer_of([*command, "--memory"], tree, frugal)}
+
+
+def answer_of(command: list[str], tree: Path, environment: dict[str, str]) -> dict[str, Any]:
+    whole = {**os.environ, "PYTHONPATH": str(tree), **environment}
+    done = subprocess.run(command, env=whole, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
