@@ -89,7 +89,7 @@ def sizes_of(
 
     Args:
         generator: with `sizes`; its weights need not be loaded.
-        critics: by name, each with `size`.
+        critics: by name, each with `size`; what others take is not counted.
         generator_bits, critic_bits: what weights would be quantised to: None (as they are), "8bit" or "4bit".
     """
     samples = recipe.batch_size
@@ -98,6 +98,7 @@ def sizes_of(
     asked = [
         critics[name].size(height, width, [recipe.questions[n] for n in members], samples, critic_bits)
         for name, _, members in group_questions(recipe.questions)
+        if hasattr(critics[name], "size")
     ]
     steps = recipe.num_inference_steps or generator.num_inference_steps
     passes = steps if recipe.timesteps == "renoise" else (steps - 1) // 2  # of the roll-out, on average

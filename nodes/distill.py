@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.protocols import LORA_TARGETS
+from .memory import BLOCKS
 from .plan import AUTO, BY_PATTERN, FROM_PRESET, preset_names
 from .questions import field_help
 from .teaching import BEST, LAST, NO_LORA, Sources, runs_left_unfinished, teach
@@ -229,16 +230,17 @@ class Distill(io.ComfyNode):
                     "gradient_checkpointing",
                     default=True,
                     advanced=True,
-                    tooltip="Compute each block again in the backward pass: much less memory, a third more time, the "
-                    "same result.",
+                    tooltip="Whether blocks may be computed again in the backward pass: much less memory, a third more "
+                    "time, the same result. With memory auto this is done only where memory is short.",
                 ),
                 io.Combo.Input(
                     "memory",
-                    options=[AUTO_MEMORY, BOTH, TURNS],
+                    options=[AUTO_MEMORY, BOTH, TURNS, BLOCKS],
                     default=AUTO_MEMORY,
                     advanced=True,
-                    tooltip="Whether the model and the critics are on the device together, or take turns there, which "
-                    "needs less memory and more time for the same LoRA. auto: turns where they do not fit.",
+                    tooltip="Whether the model and the critics are on the device together, take turns there, or pass "
+                    "through it block by block: less memory and more time, in this order, for the same LoRA. auto: the "
+                    "fastest that fits. The node shows what was taken.",
                 ),
                 io.Int.Input(
                     "look_every",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..core.devices import peak_memory
 from .lora_model import TrainedLora
+from .memory import Fit, arranging, fit
 from .plan import FROM_PRESET, Plan, make_plan
 from .progress import Progress
 from .run_files import Checkpoints, write_report
 from .saving import workflow_metadata
-from .training import AUTO, TURNS, critics_and_questions, fit_together, keep, patchers
+from .training import critics_and_questions, keep
 from .types import PromptSet, VqaTerms, to_comfy
 from .view import View, view_key
 
@@ -74,14 +77,14 @@ def teach(sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -
         plan, generator = prepare(sources, preset, widgets)
         critics, recipe = make_recipe(sources, plan, widgets)
         initial = existing_lora(generator, widgets["existing_lora"], recipe)
+        memory = fit(generator, critics, recipe, widgets["memory"], widgets["gradient_checkpointing"])
     except Exception as error:  # on the node's face, too
         View(view_key(hidden), hidden.unique_id, None, (), ()).finish("failed", str(error))
         raise
-    take_turns = widgets["memory"] == TURNS or (
-        widgets["memory"] == AUTO and not fit_together(generator, critics, recipe.batch_size)
-    )
-    generator.loaded_with = None if take_turns else patchers(critics)
-    return Teaching(sources, plan, generator, critics, recipe, take_turns, hidden).run(widgets, initial)
+    with ExitStack() as stack:
+        arrange = arranging(generator, critics, stack)
+        arrange(memory.expected.plan)
+        return Teaching(sources, plan, generator, critics, recipe, memory, arrange, hidden).run(widgets, initial)
 
 
 def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Plan, Any]:
@@ -111,17 +114,9 @@ def prepare(sources: Sources, preset: str, widgets: dict[str, Any]) -> tuple[Pla
         scheduler=plan.scheduler,
         sigmas=sources.sigmas,
         prompts=(*prompts.texts, *prompts.held_out_texts) if prompts.texts is not None else None,
-        gradient_checkpointing=widgets["gradient_checkpointing"] and generator_can_checkpoint(sources.model),
         gradient_vae=sources.gradient_vae,
     )
     return plan, generator
-
-
-def generator_can_checkpoint(model: Any) -> bool:
-    """Only Flux models can; where it is on by default, others need no warning."""
-    import comfy.ldm.flux.model
-
-    return isinstance(model.model.diffusion_model, comfy.ldm.flux.model.Flux)
 
 
 def pixels_of(latent: dict[str, Any]) -> tuple[int, int]:
@@ -186,12 +181,14 @@ class Teaching:
         generator: Any,
         critics: dict[str, Any],
         recipe: Any,
-        take_turns: bool,
+        memory: Fit,
+        arrange: Callable[[Any], None],
         hidden: Any,
     ) -> None:
         from ..evaluation.held_out import Examiner, HeldOut, held_out_pairs
 
-        self.generator, self.critics, self.recipe, self.take_turns = generator, critics, recipe, take_turns
+        self.generator, self.critics, self.recipe = generator, critics, recipe
+        self.memory, self.arrange = memory, arrange
         self.hidden, self.plan = hidden, plan
         self.resume_from = None if sources.resume is None else sources.resume.path
         pairs = held_out_pairs(generator, recipe)
@@ -199,10 +196,11 @@ class Teaching:
         words = generator.prompts
         captions = [words[i] if words is not None else f"prompt {i + 1}" for i in some.indices]
         about = [plan.describe(), *plan.notes, *notes_on(sources), *unknown_words(plan, critics, recipe)]
+        log.info("Memory plan: %s", memory.line)
         for note in about[1:]:
             log.warning("%s", note)
         key = view_key(hidden)
-        self.view = View(key, hidden.unique_id, recipe, captions, about)
+        self.view = View(key, hidden.unique_id, recipe, captions, about, memory.line)
         self.progress = Progress(recipe, hidden.unique_id, has_view=key is not None)
         self.examiner = Examiner(generator, critics, recipe, pairs, sources.referee, self.on_picture)
         self.shown = Examiner(generator, critics, recipe, HeldOut(some.indices, some.seeds))
@@ -254,17 +252,20 @@ class Teaching:
         Raises:
             DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
         """
-        from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
+        from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError
+        from ..distillation.fallback import distill_by_plan
 
         try:
-            return distill(
+            return distill_by_plan(
                 self.generator,
                 self.critics,
                 self.recipe,
-                self.on_step,
-                lambda: self.cancelled() or self.view.stop_requested,
-                self.resume_from,
-                take_turns=self.take_turns,
+                self.memory.expected,
+                self.memory.sizes,
+                self.arrange,
+                on_step=self.on_step,
+                should_stop=lambda: self.cancelled() or self.view.stop_requested,
+                resume_from=self.resume_from,
                 on_anchor=self.on_anchor,
                 observers=observers,
                 initial_lora=initial,
@@ -304,10 +305,12 @@ class Teaching:
             _unfinished[self.hidden.unique_id] = runs_left_unfinished(self.hidden.unique_id) + 1
         else:
             checkpoints.forget()
+        memory = f"{self.memory.line}; taken at most {peak_memory(self.generator.model.load_device) / 1e9:.1f} GB"
+        log.info("Memory plan: %s", memory)
         message = f"stopped at step {result.steps} and kept" if partial else ""
         if result.stop_reason == "early_stop":
             message = f"stopped early, at step {result.steps}"
-        self.view.finish("done", message, verdict=verdict)
+        self.view.finish("done", message, verdict=verdict, memory=memory)
         return Taught(
             lora,
             lora.preview,

@@ -58,9 +58,18 @@ class View:
         recipe: what is trained; None where the node's inputs do not even make one.
         prompts: of the pictures that are shown.
         about: lines on the preset and on what the user should know.
+        memory: a line on the memory plan.
     """
 
-    def __init__(self, key: str | None, node_id: str | None, recipe: Any, prompts: Sequence[str], about: Sequence[str]):
+    def __init__(
+        self,
+        key: str | None,
+        node_id: str | None,
+        recipe: Any,
+        prompts: Sequence[str],
+        about: Sequence[str],
+        memory: str = "",
+    ):
         self.key = key or uuid.uuid4().hex
         self.folder = new_run_folder(self.key)
         self.stop_requested = False
@@ -74,6 +83,7 @@ class View:
             "status": "preparing",
             "message": "",
             "about": list(about),
+            "memory": memory,
             "step": 0,
             "train_steps": 0 if recipe is None else recipe.train_steps,
             "seconds_left": None,

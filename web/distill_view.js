@@ -135,6 +135,7 @@ class View {
     this.find(".dp-saved").textContent = state?.saved ? `Saved as ${state.saved}` : "";
     this.find(".dp-about").replaceChildren(
       ...(state?.about ?? []).map((line, i) => element("div", i ? "dp-note" : "", i ? `⚠ ${line}` : line)),
+      ...(state?.memory ? [element("div", "dp-memory", state.memory)] : []),
     );
     this.drawCharts(); // last: they take the room that is left
   }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from ...core.errors import CriticError, StopRequested
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import AskedQuestion, ModelInfo
 from ...core.residency import visiting_tensors, weights_of
+from ...core.sizes import ModelSize, size_up
 from ...core.streaming import Offload, Stream, check_offload
 from ..preprocessing import check_images
 from ..prompting import Encoded, check_question, check_reply_length, check_text
 from ..shared_prefix import SharedPrompts, share
+from ..sizes import OF_PICTURES
 from .delta_net import branched
 from .differentiable import differentiable
 from .families import MIN_PIXELS, Family, Gemma4, Qwen3VL, Qwen35
@@ -37,6 +39,7 @@ from .managed import TOKENS
 MAX_PIXELS = 1024 * 1024
 COMFY_MAX_PIXELS = 12_845_056  # ComfyUI shrinks a Qwen's larger pictures by itself
 CACHED_PROMPTS = 64
+PATCH, WORDS = 16, 64  # pixels of a patch and side, and tokens of a question with its chat template, to estimate sizes
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +255,19 @@ class ClipCritic:
                 f"The critic {self._family.name} does not fit into the memory of {device} beside what else is needed. "
                 "Use a smaller or quantised file of it, or start ComfyUI without --novram."
             )
+
+    def size(
+        self, height: int, width: int, questions: Sequence[AskedQuestion], samples: int = 1, bits: str | None = None
+    ) -> ModelSize:
+        """What judging takes on the device, about, for pictures of height × width pixels; layers always recompute."""
+        patches = samples * min(height * width, self._max_pixels) // PATCH**2
+        tokens = patches // 4 + samples * WORDS * len(questions)
+
+        def positions(name: str, module: Any) -> int:
+            return patches if OF_PICTURES.search(name) else 0 if name.endswith("lm_head") else tokens
+
+        found = size_up(self._model, positions, torch.float32)
+        return replace(found, kept=found.inputs + found.block)
 
     def _working_memory(self) -> int:
         """Bytes that a gradient takes: the input of every layer, and all of the one that is computed again."""

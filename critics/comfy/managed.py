@@ -18,6 +18,7 @@ from ...core.devices import choose_device
 from ...core.errors import CriticError
 from ...core.model_folder import weight_files
 from ...core.protocols import AskedQuestion, ModelInfo
+from ...core.sizes import ModelSize
 from ...core.streaming import Offload, check_offload
 from ..transformers_critic import TransformersCritic, load_critic
 
@@ -67,6 +68,12 @@ class ManagedCritic:
     def info(self) -> ModelInfo:
         """Name, class, dtype and weight hash."""
         return self._critic.info
+
+    def size(
+        self, height: int, width: int, questions: Sequence[AskedQuestion], samples: int = 1, bits: str | None = None
+    ) -> ModelSize:
+        """What judging takes on the device, see `TransformersCritic.size`."""
+        return self._critic.size(height, width, questions, samples, bits)
 
     @contextmanager
     def resident(self) -> Iterator[None]:

@@ -176,7 +176,7 @@ def test_a_clip_that_comfyui_streams(make_critic, load_qwen, images, questions, 
         device = pretend_clip(critic, monkeypatch)
         assert_same(judge(critic, images, questions), wanted)
         assert device.is_empty()
-        with critic.arrange(offload=False):
+        with critic.arranged(offload=False):
             assert not places(clip.patcher.model)
             came = len(device.came())
             assert_same(judge(critic, images, questions), wanted)

@@ -181,7 +181,8 @@ def test_turns_are_taken_where_the_device_is_too_small(critic, demo_models, pack
     import comfy.model_management as management
 
     node = sys.modules[f"{pack.__name__}.nodes.training"]
-    generator = SimpleNamespace(model=demo_models[0], vae=demo_models[2], working_memory=lambda batch: 5000 * batch)
+    vae = demo_models[2]
+    generator = SimpleNamespace(model=demo_models[0], vaes=[vae], working_memory=lambda batch: 5000 * batch)
     critics = {"default": critic, "demo": demo_models[3]}
     assert node.fit_together(generator, critics, 1)
     painters = demo_models[0].model_size() + demo_models[2].patcher.model_size()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -276,3 +277,37 @@ def test_prompts_from_a_file_of_the_input_folder_only(run, demo_models, comfy):
         run("TrainingPrompts", clip=demo_models[1], text="x", held_out="", file="../secret.txt")
     with pytest.raises(Exception, match="There is no training prompt"):
         run("TrainingPrompts", clip=demo_models[1], text="# nothing", held_out="")
+
+
+def test_the_memory_plan_is_said_and_what_was_taken(teach, view):
+    teach()
+    said = r"\w+ resident, \w+ resident: about \d\.\d of \d+\.\d GB free; taken at most \d+\.\d GB"
+    assert re.fullmatch(said, view()["memory"]), view()["memory"]
+
+
+@pytest.mark.parametrize("memory", ["take turns", "block by block"])
+def test_every_memory_plan_trains_the_same_lora(teach, view, memory):
+    whole, other = teach().args[0], teach(memory=memory).args[0]
+    assert ("streamed" if memory == "block by block" else "in its turn") in view()["memory"]
+    for name, tensor in whole.items():
+        assert (other[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+def test_it_goes_on_by_a_thriftier_plan_where_memory_runs_out(teach, pack, view, monkeypatch, caplog):
+    kind = sys.modules[f"{pack.__name__}.generators.comfy.generator"].ComfyGenerator
+    estimate, calls = kind.estimate, []
+
+    def short_of_memory(self, *args):
+        calls.append(self._checkpointing)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return estimate(self, *args)
+
+    monkeypatch.setattr(kind, "estimate", short_of_memory)
+    widgets = {"anchor_weight": 0.0}
+    lora = teach(**widgets).args[0]
+    assert "Memory ran out after step 1 with the plan 'resident'" in caplog.text
+    assert (calls[0], calls[-1]) == (False, True)
+    monkeypatch.setattr(kind, "estimate", estimate)
+    for name, tensor in teach(**widgets).args[0].items():
+        assert (lora[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
