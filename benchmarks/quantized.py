@@ -1,4 +1,4 @@
-"""Stand-ins for bitsandbytes' layers that need no kernels: the same memory and arithmetic, numbers of no use."""
+"""Stand-ins for quantised layers that need no kernels: the same memory and arithmetic, numbers of no use."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
-        if layer.bits == 8:
-            ctx.save_for_backward(x)  # as bitsandbytes does
         return F.linear(x, layer.widened(x), layer.bias)
 
     @staticmethod
