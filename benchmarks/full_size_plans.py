@@ -57,7 +57,8 @@ PLANS = {
     "4 bits, critic streamed": Plan(Part("4bit", checkpoints=True), STREAMED),
     "4 bits, streamed": _both(Part("4bit", "streamed", checkpoints=True)),
     "two cards, 8 bits and bf16": Plan(Part("8bit"), Part(), cards=2),
-    "two cards, 8 bits and bf16, checkpointed": Plan(Part("8bit", checkpoints=True), CHECKPOINTED, cards=2),
+    "two cards, 8 bits checkpointed and bf16": Plan(Part("8bit", checkpoints=True), Part(), cards=2),
+    "two cards, 4 bits and bf16": Plan(Part("4bit"), Part(), cards=2),
 }
 
 

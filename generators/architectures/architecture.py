@@ -51,6 +51,7 @@ class Parts:
     vae: Any
     scheduler: Any
     config: Config
+    dtype: torch.dtype  # that the network computes in; its first weights may be of few bits, or a LoRA's
 
 
 def decode_scaled(vae: Any, latents: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     positions = token_positions(size.height, size.width).to(x)  # [T, 3]
     with _masked_checkpoints(network, mask):
         return network(
-            hidden_states=x.to(network.dtype),
-            timestep=(sigma * 1000).to(network.dtype) / 1000,  # rounded as ChromaPipeline rounds it
+            hidden_states=x.to(parts.dtype),
+            timestep=(sigma * 1000).to(parts.dtype) / 1000,  # rounded as ChromaPipeline rounds it
             encoder_hidden_states=conditions["sequence"],
             txt_ids=positions.new_zeros(conditions["sequence"].shape[1], 3),
             img_ids=positions,

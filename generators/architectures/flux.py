@@ -58,8 +58,8 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     network = parts.network
     positions = token_positions(size.height, size.width).to(x)  # [T, 3]
     return network(
-        hidden_states=x.to(network.dtype),
-        timestep=(sigma * 1000).to(network.dtype) / 1000,  # rounded as FluxPipeline rounds it
+        hidden_states=x.to(parts.dtype),
+        timestep=(sigma * 1000).to(parts.dtype) / 1000,  # rounded as FluxPipeline rounds it
         guidance=conditions.get("guidance"),
         pooled_projections=conditions["pooled"],
         encoder_hidden_states=conditions["sequence"],

@@ -57,8 +57,8 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     places = torch.cartesian_prod(one, torch.arange(size.height), torch.arange(size.width), one)  # [h · w, 4]
     words = torch.cartesian_prod(one, one, one, torch.arange(sequence.shape[1]))
     return network(
-        hidden_states=x.to(network.dtype),
-        timestep=(sigma * 1000).to(network.dtype) / 1000,  # rounded as Flux2Pipeline rounds it
+        hidden_states=x.to(parts.dtype),
+        timestep=(sigma * 1000).to(parts.dtype) / 1000,  # rounded as Flux2Pipeline rounds it
         guidance=conditions.get("guidance"),
         encoder_hidden_states=sequence,
         txt_ids=words.to(x.device),

@@ -42,8 +42,8 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     """Velocities of tokens [B, T, 64]."""
     network, mask = parts.network, conditions["mask"]
     return network(
-        hidden_states=x.to(network.dtype),
-        timestep=(sigma * 1000).to(network.dtype) / 1000,  # rounded as QwenImagePipeline rounds it
+        hidden_states=x.to(parts.dtype),
+        timestep=(sigma * 1000).to(parts.dtype) / 1000,  # rounded as QwenImagePipeline rounds it
         encoder_hidden_states=conditions["sequence"],
         encoder_hidden_states_mask=None if mask.all() else mask,
         img_shapes=[[(1, size.height // PATCH, size.width // PATCH)]] * len(x),

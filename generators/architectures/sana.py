@@ -63,7 +63,7 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     """Velocities of latents [B, C, h, w]."""
     network = parts.network
     velocity = network(
-        x.to(network.dtype),
+        x.to(parts.dtype),
         encoder_hidden_states=conditions["sequence"],
         encoder_attention_mask=conditions["mask"],
         timestep=sigma * 1000 * parts.config["timestep_scale"],

@@ -55,7 +55,7 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
 
 def scaled_input(parts: Parts, x: Tensor, sigma: Tensor) -> Tensor:
     """Latents as the network was trained on them: of variance 1."""
-    return (x / torch.sqrt(1 + sigma[:, None, None, None] ** 2)).to(parts.network.dtype)
+    return (x / torch.sqrt(1 + sigma[:, None, None, None] ** 2)).to(parts.dtype)
 
 
 STABLE_DIFFUSION = Architecture(

@@ -51,7 +51,7 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     """Velocities of latents [B, C, h, w]."""
     network = parts.network
     return network(
-        hidden_states=x.to(network.dtype),
+        hidden_states=x.to(parts.dtype),
         timestep=sigma * 1000,
         encoder_hidden_states=conditions["sequence"],
         pooled_projections=conditions["pooled"],

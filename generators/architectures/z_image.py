@@ -33,7 +33,7 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
     """Velocities of latents [B, C, h, w]; the network has its time rising to the picture, and the other sign."""
     lengths = conditions["mask"].sum(dim=1).tolist()
     found = parts.network(
-        list(x.to(parts.network.dtype).unsqueeze(2)),  # [C, 1, h, w] each
+        list(x.to(parts.dtype).unsqueeze(2)),  # [C, 1, h, w] each
         (1000 - sigma * 1000) / 1000,  # rounded as ZImagePipeline rounds it
         [row[:length] for row, length in zip(conditions["sequence"], lengths, strict=True)],
         return_dict=False,

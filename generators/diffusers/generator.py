@@ -74,7 +74,7 @@ class DiffusersGenerator:
         self.architecture, self.network, self.vae = architecture, network, vae
         self.device, self.dtype = device or network.device, network.dtype
         own = architecture.path.own_scheduler(scheduler)
-        self._parts = Parts(network, vae, own, {**network.config, **(config or {})})
+        self._parts = Parts(network, vae, own, {**network.config, **(config or {})}, self.dtype)
         tiny = settings.tiny_decoder
         self.tiny_decoder = None if tiny is None else fitted(tiny, architecture, self._parts, self.dtype)
         self._prompts = prompts.to(self.device, self.dtype)

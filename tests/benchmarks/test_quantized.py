@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from full_size_models import GeneratorModels
+from full_size_plans import Part
+from full_size_step import build_generator
 from ledger import without_numbers
+from pipelines.flux_2 import build_transformer, build_vae
 from quantized import QuantizedLinear
+from tiny_flux import WIDTH
 from torch import nn
+
+from dual_process.core.protocols import Draw
+from dual_process.generators.architectures.flux_2 import FLUX_2_KLEIN
 
 bnb = pytest.importorskip("bitsandbytes")
 IN, OUT, ROWS = 256, 512, 64
@@ -44,3 +52,19 @@ def test_widened_weights_are_dropped(bits):
         assert ledger.now[0] - before == x.nbytes
         assert ledger.peak - before == x.nbytes + wide
         assert sum(ledger.flops.values()) == 2 * ROWS * IN * OUT
+
+
+def test_the_network_computes_in_its_own_dtype():
+    """Though the first weights in floating point may be those of the LoRA, in float32."""
+    models = GeneratorModels(FLUX_2_KLEIN, lambda: build_transformer(False), build_vae, {"sequence": (1, 4, 3 * WIDTH)})
+    generator = build_generator(models, 64, Part("4bit"), torch.bfloat16)
+    generator.add_lora(2, 4.0, seed=0)
+    assert next(p for p in generator.network.parameters() if p.is_floating_point()).dtype == torch.float32
+    seen = []
+    for block in generator.network.transformer_blocks:
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["hidden_states"].dtype), with_kwargs=True
+        )
+    with generator.training():
+        generator.estimate(Draw((0,), (1,), (0,)), {"prediction"})
+    assert seen == [torch.bfloat16]
