@@ -126,9 +126,6 @@ def _recomputed(block: nn.Module, has_lora: bool) -> Iterator[None]:
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = tree_flatten((args, kwargs))  # copies dictionaries that the model changes block by block
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        if not (has_lora or any(leaves[place].requires_grad for place in places)):
-            return forward(*args, **kwargs)  # no gradient passes
-
         tensors = [leaves[place] for place in places]
         learns = has_lora or any(tensor.requires_grad for tensor in tensors)
         if not learns or not torch.is_grad_enabled():
