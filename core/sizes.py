@@ -7,14 +7,15 @@ gates and attention. `KEPT` is the share that steps at full size have shown (ben
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .quantization import quantization_of
+from .quantization import QuantizedLinear
 from .residency import weights_of
 from .streaming import blocks_of
 
@@ -34,6 +35,7 @@ class ModelSize:
         weights: all of them.
         ring: of weights what is there at once when blocks pass through the device: two that follow each other, and all
             that is in no block.
+        passing: of weights and graph then, in the backward pass.
         kept: by the graph, nothing recomputed.
         inputs: by the graph where each block is computed again.
         block: of `kept`, what belongs to the largest block.
@@ -43,6 +45,7 @@ class ModelSize:
 
     weights: int
     ring: int
+    passing: int
     kept: int
     inputs: int
     block: int
@@ -69,20 +72,22 @@ def size_up(network: nn.Module, positions: Positions, dtype: torch.dtype, quanti
         quantization: what its linear layers would have: None (as they are), "8bit", "fp8" or "4bit".
     """
     names = {module: name for name, module in network.named_modules()}
-    blocks = [_Block(_layers(block, names[block]), positions) for block in blocks_of(network)]
-    weights = [_weight_bytes(block, quantization) for block in blocks_of(network)]
-    whole = _weight_bytes(network, quantization)
-    layers = _layers(network)
-    packed = quantization or quantization_of(network)
+    packed = _packed(network) if quantization else {}
+    blocks = [_Block(_layers(part, names[part]), positions, packed) for part in blocks_of(network)]
+    weights = [_bytes(part, packed, quantization) for part in blocks_of(network)]
+    pairs = [sum(pair) for pair in zip(weights, [*weights[1:], 0], strict=True)]
+    whole = _bytes(network, packed, quantization)
+    rest, layers, size = whole - sum(weights), _layers(network), dtype.itemsize
+    until = accumulate(block.input for block in blocks)  # the inputs of later blocks are gone when a block is due
+    at_work = [(int(KEPT * b.kept) + b.widened + before) * size for b, before in zip(blocks, until, strict=True)]
     return ModelSize(
         weights=whole,
-        ring=whole
-        - sum(weights)
-        + max((sum(pair) for pair in zip(weights, [*weights[1:], 0], strict=True)), default=0),
-        kept=int(KEPT * sum(block.kept for block in blocks)) * dtype.itemsize,
-        inputs=sum(block.input for block in blocks) * dtype.itemsize,
-        block=int(KEPT * max((block.kept for block in blocks), default=0)) * dtype.itemsize,
-        work=max((layer.parameters for layer in layers), default=0) * dtype.itemsize if packed else 0,
+        ring=rest + max(pairs, default=0),
+        passing=rest + max((p + w for p, w in zip(pairs, at_work, strict=True)), default=0),
+        kept=int(KEPT * sum(block.kept for block in blocks)) * size,
+        inputs=sum(block.input for block in blocks) * size,
+        block=int(KEPT * max((block.kept for block in blocks), default=0)) * size,
+        work=max((block.widened for block in blocks), default=0) * size,
         flops=sum(2.0 * layer.parameters * positions(layer.name, layer.module) for layer in layers)
         + sum(block.attention for block in blocks),
     )
@@ -103,30 +108,38 @@ def _layers(module: nn.Module, prefix: str = "") -> list[_Layer]:
 
 
 class _Block:
-    """Numbers in a block's input, in all that its graph keeps, and the arithmetic of its attention."""
+    """Numbers in a block's input, in all that its graph keeps, in a weight of few bits that is widened to work.
 
-    def __init__(self, layers: Sequence[_Layer], positions: Positions) -> None:
+    And the arithmetic of its attention.
+    """
+
+    def __init__(self, layers: Sequence[_Layer], positions: Positions, packed: Mapping[int, int]) -> None:
         counts = [positions(layer.name, layer.module) for layer in layers]
         seen: dict[int, int] = {}  # what the first layer sees, of each kind of token once
         for layer, count in zip(layers, counts, strict=True):
             seen.setdefault(count, layer.width * count)
         self.input = sum(seen.values())
         self.kept = sum(layer.values * count for layer, count in zip(layers, counts, strict=True))
+        few_bits = [layer for layer in layers if _has_few_bits(layer.module, packed)]
+        self.widened = max((layer.parameters for layer in few_bits), default=0)
         attends = not any(isinstance(layer.module, nn.modules.conv._ConvNd) for layer in layers)
         self.attention = 4.0 * sum(seen) * self.input if attends else 0.0
 
 
-def _weight_bytes(module: nn.Module, quantization: str | None) -> int:
-    """Without the head, all linear layers are quantised."""
-    linear = [(name, part.weight) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    packed = {id(weight) for name, weight in linear if quantization and not name.endswith("lm_head")}
+def _has_few_bits(module: Any, packed: Mapping[int, int]) -> bool:
+    return isinstance(module, QuantizedLinear) or id(module.weight) in packed
 
-    def size(tensor: Tensor) -> float:
-        if quantization and id(tensor) in packed:
-            return tensor.numel() * BITS[quantization] / 8
-        return tensor.nbytes
 
-    return int(sum(size(tensor) for tensor in weights_of(module)))
+def _packed(network: nn.Module) -> dict[int, int]:
+    """The weights that quantising packs, numbers by identity: of all linear layers but the head."""
+    named = network.named_modules()
+    weights = [p.weight for name, p in named if isinstance(p, nn.Linear) and not name.endswith("lm_head")]
+    return {id(weight): weight.numel() for weight in weights}
+
+
+def _bytes(module: nn.Module, packed: Mapping[int, int], quantization: str | None) -> int:
+    bits = BITS.get(quantization or "", 0.0)
+    return int(sum(t.numel() * bits / 8 if id(t) in packed else t.nbytes for t in weights_of(module)))
 
 
 def token_positions(network: nn.Module, image: int, text: int) -> Positions:

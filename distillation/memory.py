@@ -172,9 +172,11 @@ class _Part:
 
     def __init__(self, size: ModelSize, place: Place, away: bool) -> None:
         self._size, self._place, self._visits = size, place, bool(place.offload) and away
-        there = size.ring if place.offload == "blocks" else size.weights
-        self.idle = 0 if self._visits else there
-        self.at_work = there - self.idle + size.work + (size.block if place.checkpointing else 0)
+        streamed = place.offload == "blocks"
+        whole = size.weights + size.work + (size.block if place.checkpointing else 0)
+        working = size.passing - size.inputs if streamed else whole  # `kept` is counted beside it
+        self.idle = 0 if self._visits else size.ring if streamed else size.weights
+        self.at_work = working - self.idle
         self.kept = size.inputs if place.checkpointing else size.kept
 
     def moved(self, passes: int, visits: int) -> int:

@@ -40,4 +40,4 @@ def decoder_size(vae: Any, shape: Sequence[int], samples: int) -> ModelSize:
     """Of a VAE's decoder for so many latents of this shape, by ComfyUI's own estimate; it recomputes as a whole."""
     kept = int(DECODER * samples * vae.memory_used_decode(tuple(shape), vae.vae_dtype))
     weights = vae.patcher.model_size()
-    return ModelSize(weights, weights, kept, inputs=0, block=kept, work=0, flops=0.0)
+    return ModelSize(weights, weights, weights + kept, kept, inputs=0, block=kept, work=0, flops=0.0)

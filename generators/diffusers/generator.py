@@ -171,7 +171,10 @@ class DiffusersGenerator:
         Args:
             bits: what the network's weights would be quantised to: None (as they are), "8bit" or "4bit".
         """
-        size, guided = self._size(Sampling()), self.architecture.guidance(self._parts.config).kind == "cfg"
+        size, guidance = self._size(Sampling()), self.architecture.guidance(self._parts.config)
+        guided = self._prompts.empty is not None
+        if not self._prompts.texts:  # none has been encoded
+            guided = guidance.kind == "cfg" and guidance.default > guidance.off
         sequences = [t.shape[1] for row in self._prompts.conditions for t in row.values() if t.ndim > 2]
         text = max(sequences, default=TEXT)
         lora = sum(rank * (prod(shape.down) + prod(shape.up)) for shape in self._lora_shapes(targets).values())

@@ -27,9 +27,9 @@ from dual_process.distillation.memory import (
 )
 
 GB = 10**9
-NETWORK = ModelSize(24 * GB, 2 * GB, 8 * GB, GB, GB // 4, 0, 2e13)
-DECODER = ModelSize(GB, GB, 3 * GB, GB // 2, GB, 0, 2e12)
-CRITIC = ModelSize(16 * GB, 2 * GB, 4 * GB, GB // 4, GB // 8, 0, 7e12)
+NETWORK = ModelSize(24 * GB, 2 * GB, 3 * GB + GB // 4, 8 * GB, GB, GB // 4, 0, 2e13)
+DECODER = ModelSize(GB, GB, 2 * GB, 3 * GB, GB // 2, GB, 0, 2e12)
+CRITIC = ModelSize(16 * GB, 2 * GB, 2 * GB + 3 * GB // 8, 4 * GB, GB // 4, GB // 8, 0, 7e12)
 SIZES = Sizes(NETWORK, DECODER, [CRITIC], lora=GB // 4)
 BY_NAME = {plan.name: plan for plan in PLANS}
 
