@@ -78,6 +78,9 @@ class Sizes:
     passes: int = 0
 
 
+NOTHING = ModelSize(0, 0, 0, 0, 0, 0, 0, 0.0)
+
+
 def sizes_of(
     generator: Any,
     critics: Mapping[str, Any],

@@ -17,8 +17,7 @@ from fakes import recipe as tiny_run
 from torchvision.utils import save_image
 from typer.testing import CliRunner
 
-from dual_process import cli
-from dual_process.cli import app
+from dual_process.cli import app, shared
 from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS, world
 from dual_process.distillation import distill
@@ -103,6 +102,7 @@ def test_the_savings_that_are_not_exact(recipe, tmp_path):
 
 def test_turns_train_the_same_lora(recipe, tmp_path):
     ways = {"together": [], "turns": ["--take-turns", "--checkpointing"], "stream": ["--stream"]}
+    ways["apart"] = ["--critic-device", "cpu"]
     for name, options in ways.items():
         result = CliRunner().invoke(app, [*arguments(recipe, tmp_path / name), *options])
         assert result.exit_code == 0, result.output
@@ -181,7 +181,7 @@ def test_the_demo_overwrites_an_unfinished_run_when_asked(unfinished):
 
 def test_a_file_that_is_no_checkpoint_stops_nothing(tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a fi")
-    assert cli._checkpoint_to_resume(tmp_path, resume=False, overwrite=False) is None
+    assert shared.checkpoint_to_resume(tmp_path, resume=False, overwrite=False) is None
 
 
 def short_demo(output, *options):
@@ -288,9 +288,9 @@ def test_square_brackets_in_paths_and_errors_are_shown_as_they_are(recipe, tmp_p
 
 
 def test_square_brackets_in_tables_and_progress_are_shown_as_they_are(capsys):
-    cli._print_measures({"pairs": "[/INST]", "before": {"[red]": 0.0}, "after": {"[red]": 1.0}})
-    with cli.progress_bars(3):
-        cli.console.print("[/INST]")
+    shared.print_measures({"pairs": "[/INST]", "before": {"[red]": 0.0}, "after": {"[red]": 1.0}})
+    with shared.progress_bars(3):
+        shared.console.print("[/INST]")
     said = capsys.readouterr().err
     assert said.count("[/INST]") == 2
     assert "[red]" in said
@@ -318,6 +318,13 @@ def test_plan_says_what_fits_without_loading_weights(monkeypatch):
     assert {row["plan"] for row in rows} == {"resident"}
     assert all(0.5 < row["peak_gb"] < 0.7 and row["moved_gb"] == 0 for row in rows)
     assert "resident" in planned(24).stdout
+
+
+def test_plan_for_two_cards():
+    rows = json.loads(planned(24, "--json", "--two-cards").stdout)
+    assert rows[0]["plan"] == "resident | resident"
+    together = json.loads(planned(24, "--json").stdout)[0]
+    assert rows[0]["peak_gb"] < together["peak_gb"]
 
 
 def test_plan_says_when_nothing_fits():

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("comfy_host", "core", "distillation", "critics", "overlays", "generators", "demo", "evaluation", "nodes")
+FOLDERS = (
+    "cli",
+    "comfy_host",
+    "core",
+    "distillation",
+    "critics",
+    "overlays",
+    "generators",
+    "demo",
+    "evaluation",
+    "nodes",
+)
 COMFY = {  # modules at the root of ComfyUI; its own "nodes" is not ours
     *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution"),
     *("app", "latent_preview", "node_helpers", "nodes"),
@@ -90,7 +101,7 @@ def test_rules(module):
         ("distillation/a.py", "from ..evaluation.measures import psnr"),
         ("evaluation/a.py", "from .. import nodes"),
         ("__init__.py", "import comfy"),
-        ("cli.py", "from .nodes import distill"),
+        ("cli/train.py", "from ..nodes import distill"),
         ("demo/training/a.py", "from ...nodes.critic import Load"),
     ],
 )
