@@ -102,11 +102,9 @@ class DiffusersGenerator:
         self._arranged(offload, gradient_checkpointing)
 
     def _arranged(self, offload: Offload, gradient_checkpointing: bool) -> None:
-        by_block = offload == "blocks"
+        whole = partial(visiting, [self.network], self.device)
         self._visits = {
-            NETWORK: Stream(self.network, self.device).running
-            if by_block
-            else partial(visiting, [self.network], self.device),
+            NETWORK: Stream(self.network, self.device).running if offload == "blocks" else whole,
             DECODER: partial(visiting, decoding_parts(self.vae), self.device),
         }
         if self.tiny_decoder is not None:
