@@ -48,8 +48,8 @@ def distill(
         checkpoint_path: where to write a checkpoint every `checkpoint_every` steps, so that a crash loses little. One
             that cannot be written is logged, and training goes on.
         take_turns: whether the generator leaves `training()` while critics are asked, so that one device need not
-            hold both. A generator that cannot keep its graph meanwhile (without gradient checkpointing) makes each picture
-            twice, once without gradient; the result is the same.
+            hold both. A generator that cannot keep its graph meanwhile (without gradient checkpointing) makes each
+            picture twice, once without gradient; the result is the same.
         on_anchor: called while the pool of anchors is made, with the number of pictures made and that of all.
         observers: called after every step like `on_step`, and with the run itself: for what wants to take snapshots,
             or to make pictures meanwhile. `EnoughLearned` ends the run as early stopping does.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -39,6 +39,8 @@ def fit(generator: Any, critics: dict[str, Any], recipe: Any, wanted: str, check
     sizes = sizes_of(generator, critics, recipe)
     device, free = generator.model.load_device, free_memory(generator)
     possible = _possible(wanted, checkpointing, comfy.model_management.is_device_cpu(device))
+    if not generator.can_offload:
+        possible = [replace(plan, generator=replace(plan.generator, offload=False)) for plan in possible]
     if wanted == AUTO:
         expected = choose(sizes, free, possible)
     else:

@@ -163,6 +163,11 @@ class ComfyGenerator:
         return len(self._sigmas) - 1
 
     @property
+    def can_offload(self) -> bool:
+        """Whether this pack can move the weights; others are where ComfyUI puts them, whatever `offload` is."""
+        return self._visits is not None
+
+    @property
     def keeps_graph(self) -> bool:
         return self._visits is not None and (self._checkpointing or self._visits.by_block)
 

@@ -311,3 +311,10 @@ def test_it_goes_on_by_a_thriftier_plan_where_memory_runs_out(teach, pack, view,
     monkeypatch.setattr(kind, "estimate", estimate)
     for name, tensor in teach(**widgets).args[0].items():
         assert (lora[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+
+
+def test_weights_that_cannot_be_moved_are_said_to_be_resident(teach, pack, view, monkeypatch):
+    generator = sys.modules[f"{pack.__name__}.generators.comfy.generator"]
+    monkeypatch.setattr(generator, "why_not", lambda *_: "are in a format of its own")
+    teach(memory="block by block")
+    assert re.match(r"\w+ resident and checkpointed, \w+ streamed", view()["memory"]), view()["memory"]
