@@ -21,6 +21,7 @@ from .streaming import blocks_of
 
 BITS = {"8bit": 8.0, "fp8": 8.0, "4bit": 4.5}  # of a weight; NF4 has a scale of 32 bits for 64 of them
 KEPT = 1.15
+CAUSAL = 2.4  # times that, of the convolutions of video VAEs: padded copies, and norms of several operations
 
 Positions = Callable[[str, nn.Module], int]  # of a layer: on how many tokens, patches or pixels of all samples it works
 OF_TEXT = re.compile(r"txt|add_|context|attn2\.to_[kv]")  # a layer of a double block that sees the prompt's tokens only
@@ -119,7 +120,10 @@ class _Block:
         for layer, count in zip(layers, counts, strict=True):
             seen.setdefault(count, layer.width * count)
         self.input = sum(seen.values())
-        self.kept = sum(layer.values * count for layer, count in zip(layers, counts, strict=True))
+        self.kept = sum(
+            layer.values * count * (CAUSAL if isinstance(layer.module, nn.Conv3d) else 1)
+            for layer, count in zip(layers, counts, strict=True)
+        )
         few_bits = [layer for layer in layers if _has_few_bits(layer.module, packed)]
         self.widened = max((layer.parameters for layer in few_bits), default=0)
         attends = not any(isinstance(layer.module, nn.modules.conv._ConvNd) for layer in layers)

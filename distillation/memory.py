@@ -9,7 +9,8 @@ from typing import Any
 from ..core.errors import DualProcessError
 from ..core.sizes import ModelSize
 from ..core.streaming import Offload
-from .asking import group_questions
+from .asking import Asked, group_questions
+from .question import PROMPT, Question
 from .recipe import Recipe
 
 GB = 1e9
@@ -99,13 +100,19 @@ def sizes_of(
     network, decoder, lora = generator.sizes(samples, recipe.rank, recipe.lora_targets, generator_bits)
     height, width = generator.pixels
     asked = [
-        critics[name].size(height, width, [recipe.questions[n] for n in members], samples, critic_bits)
+        critics[name].size(height, width, [_worded(recipe.questions[n], recipe) for n in members], samples, critic_bits)
         for name, _, members in group_questions(recipe.questions)
         if hasattr(critics[name], "size")
     ]
     steps = recipe.num_inference_steps or generator.num_inference_steps
     passes = steps if recipe.timesteps == "renoise" else (steps - 1) // 2  # of the roll-out, on average
     return Sizes(network, decoder, asked, lora, passes)
+
+
+def _worded(question: Question, recipe: Recipe) -> Asked:
+    """A question as it may be asked in training."""
+    text = question.text.replace(PROMPT, recipe.prompts[0] if recipe.prompts else "")
+    return Asked(text, question.choices[0] if question.is_as_before else question.answer)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ...core.residency import Turns
 from ..architectures.architecture import Architecture, Conditions, Parts, Size
@@ -58,6 +59,7 @@ class PipelineDenoiser:
         guidance: its strength; None for a model that has none.
         turns: of NETWORK, DECODER and TINY_DECODER.
         tiny_decoder: decodes instead of the VAE.
+        recompute_picture: decode again in the backward pass, until when nothing of the decoder is kept.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class PipelineDenoiser:
         device: torch.device,
         turns: Turns,
         tiny_decoder: nn.Module | None = None,
+        recompute_picture: bool = False,
     ) -> None:
         self._architecture, self._parts, self._prompts, self._size = architecture, parts, prompts, size
         self._guidance, self._device, self._turns = guidance, device, turns
+        self._recompute_picture = recompute_picture
         self._decoder, self._vae = (DECODER, parts.vae) if tiny_decoder is None else (TINY_DECODER, tiny_decoder)
         self.sigmas = architecture.sigmas(parts.scheduler, steps, size).to(device)
 
@@ -118,9 +122,13 @@ class PipelineDenoiser:
     def decode(self, clean: Tensor) -> Tensor:
         self._turns.come(self._decoder)
         clean = self._turns.before_backward(NETWORK, clean)
+        again = self._recompute_picture and clean.requires_grad
+        image = checkpoint(self._picture, clean, use_reentrant=False) if again else self._picture(clean)
+        return self._turns.before_backward(self._decoder, image)  # type: ignore[arg-type]
+
+    def _picture(self, clean: Tensor) -> Tensor:
         latents = self._architecture.unpack(clean, self._size.height, self._size.width)
-        image = (self._architecture.decode(self._vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
-        return self._turns.before_backward(self._decoder, image)
+        return (self._architecture.decode(self._vae, latents).float() + 1) / 2  # [-1, 1] -> [0, 1]
 
 
 def _like(sigma: Tensor, x: Tensor) -> Tensor:

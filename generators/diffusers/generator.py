@@ -355,7 +355,7 @@ class DiffusersGenerator:
         size, guidance = self._size(sampling), self._guidance(sampling)
         return PipelineDenoiser(
             *(self.architecture, self._parts, self._prompts, size, steps or self._steps, guidance, self.device),
-            *(self._turns, tiny_decoder),
+            *(self._turns, tiny_decoder, self.keeps_graph and not self.vae._supports_gradient_checkpointing),
         )
 
     # What it refuses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,4 +47,5 @@ def decoder_size(architecture: Architecture, vae: Any, size: Size, samples: int)
     latents = torch.empty(samples, size.channels, size.height, size.width, device=META)
     latents = architecture.unpack(architecture.pack(latents), size.height, size.width)
     found = counted_positions(architecture.decode, vae, latents)
-    return size_up(nn.ModuleList(decoding_parts(vae)), found, vae.dtype)
+    whole = size_up(nn.ModuleList(decoding_parts(vae)), found, vae.dtype)
+    return whole if vae._supports_gradient_checkpointing else replace(whole, inputs=0, block=whole.kept)

@@ -14,7 +14,7 @@ from dual_process.core.streaming import blocks_of
 from dual_process.generators import load_generator
 from dual_process.generators.diffusers.denoising import decoding_parts
 
-NAMES = ("flux", "stable_diffusion", "z_image")
+NAMES = ("flux", "stable_diffusion", "z_image", "qwen_image")
 DRAW = Draw((0, 1), (4, 5), (1, 2))
 
 
