@@ -1,7 +1,11 @@
 """Visual prompts drawn on the image before the critic looks at it."""
 
-from .layers import HorizonLine, ImageOverlay, PaletteStrip, parse_color
-from .stack import KINDS, Layer, Overlay, build, composite, horizon, palette
+from .kinds.horizon import HorizonLine, horizon
+from .kinds.image import ImageOverlay
+from .kinds.palette import PaletteStrip, palette
+from .layer import KINDS, Layer
+from .parameters import parse_color
+from .stack import Overlay, build, composite
 
 __all__ = [
     "KINDS",

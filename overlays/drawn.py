@@ -7,7 +7,7 @@ from threading import Lock
 
 from torch import Tensor
 
-from .layers import Layer
+from .layer import Layer
 
 
 class DrawnLayers:

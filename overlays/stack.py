@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..core.errors import OverlayError
 from .drawn import DrawnLayers
-from .layers import HorizonLine, ImageOverlay, Layer, PaletteStrip, decode_png, encode_png
+from .layer import Layer, read_layer, write_layer
 
-KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in (HorizonLine, PaletteStrip, ImageOverlay)}
 _DRAWN = DrawnLayers(most_bytes=256 << 20)  # 85 pictures of 896 × 896
 
 
@@ -41,21 +40,14 @@ class Overlay:
         return images
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Plain data that `build` takes back: one mapping a layer, pictures as base64 PNG."""
-        return [{"kind": layer.kind, **_plain(layer)} for layer in self.layers]
+        """Plain data that `build` takes back: one mapping a layer."""
+        return [write_layer(layer) for layer in self.layers]
 
 
 def composite(images: Tensor, rgba: Tensor) -> Tensor:
     """Porter and Duff's "over" (1984) of one straight-alpha RGBA [4, H, W] on opaque images [B, 3, H, W]."""
     rgba = rgba.to(images.device, images.dtype)
     return torch.lerp(images, rgba[:3].expand_as(images), rgba[3:].expand_as(images))
-
-
-def _plain(layer: Layer) -> dict[str, Any]:
-    values = {f.name: getattr(layer, f.name) for f in fields(layer)}
-    if isinstance(layer, ImageOverlay):
-        values["png"] = encode_png(layer.png)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def build(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
@@ -69,30 +61,4 @@ def build(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
         raise OverlayError(f"Expected an overlay as a mapping or a list of mappings, got {data!r}.")
     if not rows:
         raise OverlayError("Expected at least one overlay layer, got an empty list.")
-    return Overlay(tuple(_build_layer(dict(row)) for row in rows))
-
-
-def _build_layer(row: dict[str, Any]) -> Layer:
-    kind = row.pop("kind", None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise OverlayError(f"Expected an overlay kind out of {sorted(KINDS)}, got {kind!r}.")
-    layer = KINDS[kind]
-    names = [f.name for f in fields(layer)]
-    if unknown := sorted(set(row) - set(names)):
-        raise OverlayError(f"The overlay {kind!r} has no parameter {unknown}; it knows {names}.")
-    if "png" in row:
-        row["png"] = decode_png(row["png"])
-    try:
-        return layer(**row)
-    except TypeError as error:
-        raise OverlayError(f"The overlay {kind!r} needs other parameters: {error}.") from error
-
-
-def horizon(position: float, thickness: float = 0.02, color: str = "#ff0000") -> Overlay:
-    """A horizon line at a height (fraction from the top)."""
-    return Overlay((HorizonLine(position, thickness, color),))
-
-
-def palette(colors: Sequence[str], height: float = 0.15) -> Overlay:
-    """A strip of colour swatches at the bottom."""
-    return Overlay((PaletteStrip(colors, height),))  # type: ignore[arg-type]  # it makes a tuple of any sequence
+    return Overlay(tuple(read_layer(row) for row in rows))

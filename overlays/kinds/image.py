@@ -1,99 +1,37 @@
-"""The kinds of overlay: each draws one straight-alpha RGBA picture of any size.
-
-Geometry is in fractions of the image, so that one recipe serves every size and aspect ratio.
-"""
+"""Any picture as a visual prompt."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from ..core.errors import OverlayError
+from ...core.errors import OverlayError
+from ..layer import register
+from ..parameters import check_fraction
 
-RED = "#ff0000"
 LONGEST_SIDE = 2048  # pixels; no critic looks closer, and the picture travels in every LoRA and checkpoint
 
 
-def parse_color(color: str) -> tuple[float, float, float]:
-    """sRGB in [0, 1] of any opaque colour that Pillow can name ("#ff0000", "red", "rgb(255, 0, 0)")."""
+def _encode(png: bytes) -> str:
+    return base64.b64encode(png).decode("ascii")
+
+
+def _decode(text: Any) -> bytes:
     try:
-        red, green, blue, *alpha = ImageColor.getrgb(color)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise OverlayError(f"Expected a colour such as '#ff0000' or 'red', got {color!r}.") from error
-    if alpha and alpha[0] != 255:
-        raise OverlayError(f"Expected an opaque colour such as '#ff0000', got {color!r}, which is see-through.")
-    return red / 255, green / 255, blue / 255
+        return base64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as error:
+        raise OverlayError("Expected an embedded picture as base64 text, got something else.") from error
 
 
-def check_fraction(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise OverlayError(f"Expected {name} as a fraction of the image from {low} to {high}, got {value!r}.")
-
-
-def _coverage(length: int, start: float, end: float) -> Tensor:
-    """How much of each of `length` pixels the interval [start, end] (in pixels) covers, [length] in [0, 1]."""
-    edge = torch.arange(length, dtype=torch.float32)
-    return ((edge + 1).clamp(max=end) - edge.clamp(min=start)).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class HorizonLine:
-    """A straight line across the whole width: "the horizon is here" (paper, section 4.2)."""
-
-    kind: ClassVar[str] = "horizon"
-    position: float = field(metadata={"help": "Height of the line's middle, fraction of the height from the top."})
-    thickness: float = field(default=0.02, metadata={"help": "Thickness, fraction of the height."})
-    color: str = field(default=RED, metadata={"help": "Colour of the line."})
-
-    def __post_init__(self) -> None:
-        check_fraction("position", self.position)
-        check_fraction("thickness", self.thickness, 0.001)
-        parse_color(self.color)
-
-    def draw(self, height: int, width: int) -> Tensor:
-        """Straight-alpha RGBA [4, H, W] in [0, 1]; at least one pixel thick."""
-        half = max(self.thickness * height, 1.0) / 2
-        alpha = _coverage(height, self.position * height - half, self.position * height + half)
-        color = torch.tensor(parse_color(self.color))[:, None, None].expand(3, height, width)
-        return torch.cat([color, alpha[None, :, None].expand(1, height, width)])
-
-
-@dataclass(frozen=True)
-class PaletteStrip:
-    """Swatches of equal width in a strip at the bottom: "these are the colours" (paper, section 4.2)."""
-
-    kind: ClassVar[str] = "palette"
-    colors: tuple[str, ...] = field(metadata={"help": "Colours of the swatches, from left to right."})
-    height: float = field(default=0.15, metadata={"help": "Height of the strip, fraction of the image's height."})
-
-    def __post_init__(self) -> None:
-        if isinstance(self.colors, str) or not isinstance(self.colors, Sequence) or len(self.colors) == 0:
-            raise OverlayError(f"Expected a list of at least one colour for the palette, got {self.colors!r}.")
-        object.__setattr__(self, "colors", tuple(self.colors))
-        for color in self.colors:
-            parse_color(color)
-        check_fraction("height", self.height, 0.001)
-
-    def draw(self, height: int, width: int) -> Tensor:
-        """Straight-alpha RGBA [4, H, W] in [0, 1]; the strip is opaque and at least one pixel high."""
-        rows = max(1, round(self.height * height))
-        swatches = torch.tensor([parse_color(c) for c in self.colors])  # [K, 3]
-        column = torch.arange(width) * len(swatches) // width  # [W], index of the swatch
-        rgba = torch.zeros(4, height, width)
-        rgba[:3, height - rows :] = swatches[column].T[:, None]
-        rgba[3, height - rows :] = 1
-        return rgba
-
-
+@register
 @dataclass(frozen=True)
 class ImageOverlay:
     """Any picture laid over the image, stretched to its size.
@@ -103,7 +41,9 @@ class ImageOverlay:
     """
 
     kind: ClassVar[str] = "image"
-    png: bytes = field(repr=False, metadata={"help": "The picture, as the bytes of a PNG file."})
+    png: bytes = field(
+        repr=False, metadata={"help": "The picture, as the bytes of a PNG file.", "write": _encode, "read": _decode}
+    )
     mode: str = field(default="solid", metadata={"help": "'solid' (white is transparent) or 'transparent' (blended)."})
     opacity: float = field(default=0.5, metadata={"help": "Opacity in transparent mode, 0 to 1."})
 
@@ -145,9 +85,6 @@ class ImageOverlay:
         return torch.cat([resized[:3] / resized[3:].clamp(min=1e-6), resized[3:]]).clamp(0, 1)
 
 
-Layer = HorizonLine | PaletteStrip | ImageOverlay
-
-
 def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
     """Splits pixels [3, H, W] of an antialiased drawing on white into ink colour and share of white [1, H, W].
 
@@ -175,14 +112,3 @@ def _at_most(image: Image.Image, longest: int) -> Image.Image:
         return image
     width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA while it resizes
-
-
-def encode_png(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
-
-
-def decode_png(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, TypeError) as error:
-        raise OverlayError("Expected an embedded picture as base64 text, got something else.") from error
