@@ -26,6 +26,20 @@ class Layer(Protocol):
         """Straight-alpha RGBA [4, H, W] in [0, 1]."""
         ...
 
+    def questions(self) -> tuple[str, ...]:
+        """Three wordings of the question that goes with the drawing, by the method's authors where they have one.
+
+        Asked with the overlay; the wanted answer is Yes.
+        """
+        ...
+
+    def guards(self) -> tuple[str, ...]:
+        """Questions that a generator fails which paints the instruction itself.
+
+        Asked without the overlay; the wanted answer is Yes.
+        """
+        ...
+
 
 KINDS: dict[str, type[Layer]] = {}
 _T = TypeVar("_T", bound=type)

@@ -39,6 +39,14 @@ class Overlay:
             images = composite(images, _DRAWN.get(layer, height, width))
         return images
 
+    def questions(self) -> tuple[str, ...]:
+        """Wordings of the questions that go with the layers, three for each; the wanted answer is Yes."""
+        return tuple(text for layer in self.layers for text in layer.questions())
+
+    def guards(self) -> tuple[str, ...]:
+        """Questions to ask without the overlay, so that the instruction itself is not painted; the answer is Yes."""
+        return tuple(dict.fromkeys(text for layer in self.layers for text in layer.guards()))
+
     def to_dict(self) -> list[dict[str, Any]]:
         """Plain data that `build` takes back: one mapping a layer."""
         return [write_layer(layer) for layer in self.layers]

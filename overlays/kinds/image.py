@@ -84,6 +84,17 @@ class ImageOverlay:
         resized = tv.resize(torch.cat([color * alpha, alpha]), [height, width], antialias=True).clamp(0, 1)
         return torch.cat([resized[:3] / resized[3:].clamp(min=1e-6), resized[3:]]).clamp(0, 1)
 
+    def questions(self) -> tuple[str, ...]:
+        """Wordings for a picture with instructions; those of any other use are the user's own."""
+        return (
+            "Does the composition of the image match the overlaid instructions?",
+            "Is the image composed as the overlaid drawing says?",
+            "Does the image follow the instructions that are drawn on it?",
+        )
+
+    def guards(self) -> tuple[str, ...]:
+        return ("Is the image free of written words, labels and marks drawn over it?",)
+
 
 def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
     """Splits pixels [3, H, W] of an antialiased drawing on white into ink colour and share of white [1, H, W].

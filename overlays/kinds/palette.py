@@ -14,15 +14,24 @@ from ..layer import register
 from ..parameters import check_fraction, parse_color
 from ..stack import Overlay
 
+SIDES = {"bottom": "at the bottom", "top": "at the top", "left": "on the left", "right": "on the right"}
+
 
 @register
 @dataclass(frozen=True)
 class PaletteStrip:
-    """Swatches of equal width in a strip at the bottom: "these are the colours" (paper, section 4.2)."""
+    """Swatches of equal size in a strip along a side: "these are the colours" (paper, section 4.2)."""
 
     kind: ClassVar[str] = "palette"
     colors: tuple[str, ...] = field(metadata={"help": "Colours of the swatches, from left to right."})
     height: float = field(default=0.15, metadata={"help": "Height of the strip, fraction of the image's height."})
+    side: str = field(
+        default="bottom",
+        metadata={
+            "help": "'bottom', 'top', 'left' or 'right'; at the last two `height` is across, and colours go down.",
+            "later": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.colors, str) or not isinstance(self.colors, Sequence) or len(self.colors) == 0:
@@ -31,18 +40,39 @@ class PaletteStrip:
         for color in self.colors:
             parse_color(color)
         check_fraction("height", self.height, 0.001)
+        if self.side not in SIDES:
+            raise OverlayError(f"Expected side out of {list(SIDES)}, got {self.side!r}.")
 
     def draw(self, height: int, width: int) -> Tensor:
         """Straight-alpha RGBA [4, H, W] in [0, 1]; the strip is opaque and at least one pixel high."""
-        rows = max(1, round(self.height * height))
+        if self.side in ("left", "right"):
+            return self._along(height, width, far=self.side == "right").mT
+        return self._along(width, height, far=self.side == "bottom")
+
+    def _along(self, length: int, across: int, far: bool) -> Tensor:
+        """The strip along the last axis, [4, across, length], at the far end of the other or at the near one."""
+        rows = max(1, round(self.height * across))
+        strip = slice(across - rows, across) if far else slice(0, rows)
         swatches = torch.tensor([parse_color(c) for c in self.colors])  # [K, 3]
-        column = torch.arange(width) * len(swatches) // width  # [W], index of the swatch
-        rgba = torch.zeros(4, height, width)
-        rgba[:3, height - rows :] = swatches[column].T[:, None]
-        rgba[3, height - rows :] = 1
+        index = torch.arange(length) * len(swatches) // length  # [length], of the swatch
+        rgba = torch.zeros(4, across, length)
+        rgba[:3, strip] = swatches[index].T[:, None]
+        rgba[3, strip] = 1
         return rgba
 
+    def questions(self) -> tuple[str, ...]:
+        """The authors' three wordings."""
+        place = SIDES[self.side]
+        return (
+            f"Does the color palette overlaid {place} match the image?",
+            f"Is the color palette displayed {place} representative of the image's colors?",
+            f"Do the predominant colors of the image match the color palette overlaid {place}?",
+        )
 
-def palette(colors: Sequence[str], height: float = 0.15) -> Overlay:
-    """A strip of colour swatches at the bottom."""
-    return Overlay((PaletteStrip(colors, height),))  # type: ignore[arg-type]  # it makes a tuple of any sequence
+    def guards(self) -> tuple[str, ...]:
+        return ("Is the image free of a strip of color swatches?",)
+
+
+def palette(colors: Sequence[str], height: float = 0.15, side: str = "bottom") -> Overlay:
+    """A strip of colour swatches along a side: "bottom", "top", "left" or "right"."""
+    return Overlay((PaletteStrip(colors, height, side),))  # type: ignore[arg-type]  # it makes a tuple of any sequence
