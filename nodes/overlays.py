@@ -11,15 +11,15 @@ from .questions import field_help
 from .types import CATEGORY, Overlay, outside_inference_mode, to_comfy, to_engine
 
 
-def _below() -> Any:
+def below() -> Any:
     return Overlay.Input("overlay", optional=True, tooltip="Another overlay that lies below this one.")
 
 
-def _output() -> list[Any]:
+def output() -> list[Any]:
     return [Overlay.Output(display_name="overlay", tooltip="For VLM Question, Apply Overlay, or to stack another on.")]
 
 
-def _stacked(new: Any, below: Any | None) -> io.NodeOutput:
+def stacked(new: Any, below: Any | None) -> io.NodeOutput:
     return io.NodeOutput(new if below is None else below + new)
 
 
@@ -53,16 +53,28 @@ class HorizonOverlay(io.ComfyNode):
                     advanced=True,
                     tooltip=f"{field_help(HorizonLine, 'thickness')} 0.02 is about 10 px of 512.",
                 ),
-                _below(),
+                below(),
+                io.Float.Input(
+                    "tilt",
+                    default=0.0,
+                    min=-45.0,
+                    max=45.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip=field_help(HorizonLine, "tilt"),
+                ),
             ],
-            outputs=_output(),
+            outputs=output(),
         )
 
     @classmethod
-    def execute(cls, position: float, color: str, thickness: float, overlay: Any = None) -> io.NodeOutput:
+    def execute(
+        cls, position: float, color: str, thickness: float, overlay: Any = None, tilt: float = 0.0
+    ) -> io.NodeOutput:
         from ..overlays import horizon
 
-        return _stacked(horizon(position, thickness, color), overlay)
+        return stacked(horizon(position, thickness, color, tilt), overlay)
 
 
 class PaletteOverlay(io.ComfyNode):
@@ -74,7 +86,7 @@ class PaletteOverlay(io.ComfyNode):
             node_id="DualProcessPaletteOverlay",
             display_name="Palette Overlay",
             category=CATEGORY,
-            description="A strip of colour swatches along the bottom, which the picture's colours shall match.",
+            description="A strip of colour swatches along a side, which the picture's colours shall match.",
             search_aliases=["color palette", "swatches"],
             inputs=[
                 io.Colors.Input(
@@ -91,16 +103,24 @@ class PaletteOverlay(io.ComfyNode):
                     advanced=True,
                     tooltip=field_help(PaletteStrip, "height"),
                 ),
-                _below(),
+                below(),
+                io.Combo.Input(
+                    "side",
+                    options=["bottom", "top", "left", "right"],
+                    default="bottom",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The side of the picture along which the strip lies; say it in the question, too.",
+                ),
             ],
-            outputs=_output(),
+            outputs=output(),
         )
 
     @classmethod
-    def execute(cls, colors: list[str], height: float, overlay: Any = None) -> io.NodeOutput:
+    def execute(cls, colors: list[str], height: float, overlay: Any = None, side: str = "bottom") -> io.NodeOutput:
         from ..overlays import palette
 
-        return _stacked(palette(colors, height), overlay)
+        return stacked(palette(colors, height, side), overlay)
 
 
 class ImageOverlay(io.ComfyNode):
@@ -124,9 +144,9 @@ class ImageOverlay(io.ComfyNode):
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Where the picture covers: 1 shows it, 0 hides it. Same size as it."
                 ),
-                _below(),
+                below(),
             ],
-            outputs=_output(),
+            outputs=output(),
         )
 
     @classmethod
@@ -136,7 +156,7 @@ class ImageOverlay(io.ComfyNode):
         from ..overlays import ImageOverlay as Picture
         from ..overlays import Overlay as Stack
 
-        return _stacked(Stack((Picture.from_image(_to_pillow(image, mask), mode, opacity),)), overlay)
+        return stacked(Stack((Picture.from_image(_to_pillow(image, mask), mode, opacity),)), overlay)
 
 
 def _to_pillow(image: Tensor, mask: Tensor | None) -> Any:

@@ -136,10 +136,11 @@ class Composition:
             right, bottom = round((r.x + r.width) * width), round((r.y + r.height) * height)
             canvas.paint(frame(height, width, left, top, right, bottom, stroke), self.color)
         for s in self.lines:
-            ends = (s.x1 * width, s.y1 * height, s.x2 * width, s.y2 * height)
-            canvas.paint(segment(height, width, *ends, stroke), self.color)
+            x1, x2 = _crisp(s.x1 * width, s.x2 * width, stroke)
+            y1, y2 = _crisp(s.y1 * height, s.y2 * height, stroke)
+            canvas.paint(segment(height, width, x1, y1, x2, y2, stroke), self.color)
         for r in self.regions:  # texts last, over all lines
-            room = (r.width * width - 2 * stroke - 2, r.height * height - 2 * stroke - 2)
+            room = (r.width * width - 2 * stroke, r.height * height - 2 * stroke)
             self._write(canvas, r.text, (r.x + r.width / 2) * width, (r.y + r.height / 2) * height, room)
         for s in self.lines:
             self._beside(canvas, s, stroke)
@@ -164,28 +165,38 @@ class Composition:
             write(canvas, *self._fitted(text, room, canvas), x, y, self.color)
 
     def _beside(self, canvas: Canvas, line: Stroke, stroke: float) -> None:
-        """The text of a line, to the right of its middle, or below if the line is rather level."""
+        """The text of a line to the right of its middle, or below if it is rather level; on the side with room."""
         if not line.text.strip():
             return
-        lines, size = self._fitted(line.text, _free(canvas), canvas)
-        across, down = extent(lines, size)
-        x, y = (line.x1 + line.x2) / 2 * canvas.width, (line.y1 + line.y2) / 2 * canvas.height
+        middle = [(line.x1 + line.x2) / 2 * canvas.width, (line.y1 + line.y2) / 2 * canvas.height]
+        sides, room, away = (canvas.width, canvas.height), list(_free(canvas)), 2.0 * stroke
         steep = abs(line.y2 - line.y1) * canvas.height > abs(line.x2 - line.x1) * canvas.width
-        away = stroke + size / 4
-        if steep:
-            x += (away + across / 2) * (1 if x + away + across <= canvas.width else -1)
-        else:
-            y += (away + down / 2) * (1 if y + away + down <= canvas.height else -1)
-        write(canvas, lines, size, x, y, self.color)
+        axis = 0 if steep else 1
+        after = middle[axis] <= sides[axis] * (0.6 if steep else 0.8)
+        room[axis] = (sides[axis] - middle[axis] if after else middle[axis]) - away
+        lines, size = self._fit(line.text, room, canvas) or self._fitted(line.text, _free(canvas), canvas)
+        middle[axis] += (away + extent(lines, size)[axis] / 2) * (1 if after else -1)
+        write(canvas, lines, size, middle[0], middle[1], self.color)
 
-    def _fitted(self, text: str, room: tuple[float, float], canvas: Canvas) -> tuple[str, int]:
-        fitted = fit(text, *room, max(LETTERS * canvas.shorter, LEAST_LETTERS))
+    def _fit(self, text: str, room: Sequence[float], canvas: Canvas) -> tuple[str, int] | None:
+        return fit(text, room[0], room[1], max(LETTERS * canvas.shorter, LEAST_LETTERS))
+
+    def _fitted(self, text: str, room: Sequence[float], canvas: Canvas) -> tuple[str, int]:
+        fitted = self._fit(text, room, canvas)
         if fitted is None:
             raise OverlayError(
                 f"The text {text!r} is too long to be legible in its {room[0]:.0f} × {room[1]:.0f} pixels of a picture "
                 f"of {canvas.width} × {canvas.height}. Shorten it, enlarge its region, or take a larger picture."
             )
         return fitted
+
+
+def _crisp(start: float, end: float, stroke: int) -> tuple[float, float]:
+    """Ends along an axis; where both are one, moved so that the line's edges lie between pixels."""
+    if start != end:
+        return start, end
+    middle = round(start - stroke / 2) + stroke / 2
+    return middle, middle
 
 
 def _free(canvas: Canvas) -> tuple[float, float]:

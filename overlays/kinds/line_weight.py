@@ -49,10 +49,11 @@ class LineWeight:
         each = length if len(bars) == 1 else length * 0.45
         middle = inside(self.y * height, max(1.0, max(bars) * height), height)
         for letter, start, bar in zip("AB", (left, left + length - each), bars, strict=False):
-            half = max(1.0, bar * height) / 2
-            canvas.paint(rectangle(height, width, start, middle - half, start + each, middle + half), self.color)
+            thick = max(1.0, bar * height)
+            top = round(middle - thick / 2)  # one edge between pixels; the thickness stays exact
+            canvas.paint(rectangle(height, width, start, top, start + each, top + thick), self.color)
             if len(bars) == 2:
-                _letter(canvas, letter, start + each / 2, middle, half, self.color)
+                _letter(canvas, letter, start + each / 2, top, thick, self.color)
         return canvas.rgba()
 
     def questions(self) -> tuple[str, ...]:
@@ -80,12 +81,12 @@ class LineWeight:
         return "at the top" if self.y < 1 / 3 else "at the bottom" if self.y > 2 / 3 else "in the middle"
 
 
-def _letter(canvas: Canvas, letter: str, x: float, middle: float, half: float, color: str) -> None:
+def _letter(canvas: Canvas, letter: str, x: float, top: float, thick: float, color: str) -> None:
     """A letter above its bar, or below where there is no room."""
     size = max(11, round(0.05 * canvas.shorter))
     high = extent(letter, size)[1]
-    above = middle - half - high * 0.6
-    write(canvas, letter, size, x, above if above >= high / 2 else middle + half + high * 0.6, color)
+    above = top - high * 0.6
+    write(canvas, letter, size, x, above if above >= high / 2 else top + thick + high * 0.6, color)
 
 
 def line_weight(
