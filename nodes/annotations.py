@@ -75,7 +75,7 @@ class DepthPointsOverlay(io.ComfyNode):
                     "points",
                     multiline=True,
                     default="0.3, 0.35\n0.7, 0.75",
-                    tooltip="One point a line, 'x, y' in fractions from the upper left corner: the first is A, then B, …",
+                    tooltip="One point a line, 'x, y' in fractions from the upper left: the first is A, then B, …",
                 ),
                 io.Color.Input("color", default="#ff0000", tooltip=field_help(DepthPoints, "color")),
                 _fraction(
@@ -116,7 +116,7 @@ class CompositionOverlay(io.ComfyNode):
                     "regions",
                     multiline=True,
                     default="0.05, 0.55, 0.9, 0.4: a large expanse like a field",
-                    tooltip="One rectangle a line, 'x, y, width, height: text' in fractions from the upper left corner.",
+                    tooltip="One rectangle a line, 'x, y, width, height: text' in fractions from the upper left.",
                 ),
                 io.String.Input(
                     "lines",

@@ -13,7 +13,7 @@ from .view import add_routes
 
 MODULES = (
     *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving"),
-    "distill_sockets",
+    *("distill_sockets", "annotations"),
 )
 log = logging.getLogger(__name__)
 
