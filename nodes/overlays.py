@@ -160,13 +160,13 @@ class ImageOverlay(io.ComfyNode):
 
 
 def _to_pillow(image: Tensor, mask: Tensor | None) -> Any:
-    """IMAGE [B, H, W, 3 or 4] and MASK [B, H, W] -> one RGBA picture."""
+    """IMAGE [B, H, W, 1, 3 or 4] and MASK [B, H, W] -> one RGBA picture."""
     from PIL import Image
 
     from ..distillation import OverlayError
 
     pixels = (image[0].clamp(0, 1) * 255).round().byte().cpu().numpy()
-    picture = Image.fromarray(pixels).convert("RGBA")
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGBA")
     if mask is not None:
         height, width = image.shape[1:3]
         if tuple(mask.shape[-2:]) != (height, width):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -65,7 +66,7 @@ class ImageOverlay:
     @classmethod
     def from_image(cls, image: Image.Image, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
         """An overlay with the picture embedded as a PNG, scaled down to at most 2048 pixels on its longer side."""
-        small = _at_most(image.convert("RGBA"), LONGEST_SIDE)
+        small = _at_most(_rgba(image), LONGEST_SIDE)
         buffer = io.BytesIO()
         # The bytes of a picture that is small enough stay those of earlier versions, whose checkpoints hold them.
         small.save(buffer, format="PNG", optimize=small.size != image.size)
@@ -111,10 +112,20 @@ def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
 
 def _open(png: bytes) -> Image.Image:
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(png))).convert("RGBA")  # photographs upright
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(png)))  # photographs upright
+        image.load()
     except (UnidentifiedImageError, OSError, TypeError) as error:
         raise OverlayError("Expected an overlay picture that Pillow can read (PNG, JPEG …), got other data.") from error
-    return image
+    return _rgba(image)
+
+
+def _rgba(image: Image.Image) -> Image.Image:
+    """8 bits a channel. Pillow's own conversion clips greyscale of 16 bits to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise OverlayError("Expected an overlay picture of 8 or 16 bits, got floating point. Convert it first.")
+    return image.convert("RGBA")
 
 
 def _at_most(image: Image.Image, longest: int) -> Image.Image:

@@ -50,7 +50,7 @@ class LineWeight:
         middle = inside(self.y * height, max(1.0, max(bars) * height), height)
         for letter, start, bar in zip("AB", (left, left + length - each), bars, strict=False):
             thick = max(1.0, bar * height)
-            top = round(middle - thick / 2)  # one edge between pixels; the thickness stays exact
+            top = min(round(middle - thick / 2), int(height - thick))  # an edge between pixels; exactly as thick
             canvas.paint(rectangle(height, width, start, top, start + each, top + thick), self.color)
             if len(bars) == 2:
                 _letter(canvas, letter, start + each / 2, top, thick, self.color)
