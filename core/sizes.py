@@ -21,7 +21,7 @@ from .streaming import blocks_of
 
 BITS = {"8bit": 8.0, "fp8": 8.0, "4bit": 4.5}  # of a weight; NF4 has a scale of 32 bits for 64 of them
 KEPT = 1.15
-CAUSAL = 2.4  # times that, of the convolutions of video VAEs: padded copies, and norms of several operations
+CAUSAL = 2.9  # times that, of the convolutions of video VAEs: padded copies, and norms of several operations
 
 Positions = Callable[[str, nn.Module], int]  # of a layer: on how many tokens, patches or pixels of all samples it works
 OF_TEXT = re.compile(r"txt|add_|context|attn2\.to_[kv]")  # a layer of a double block that sees the prompt's tokens only
