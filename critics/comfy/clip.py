@@ -88,7 +88,7 @@ class ClipCritic:
     Attributes:
         clip: the CLIP that was given.
         patcher: a ModelPatcher of the weights that judge, which ComfyUI loads unless the critic offloads.
-        offload: what is in force; `arrange` sets it for a while.
+        offload: what is in force; `arranged` sets it for a while.
 
     Raises:
         CriticError: the CLIP is no such model, or it is incomplete, or ComfyUI can only stream it.
