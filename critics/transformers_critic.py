@@ -143,7 +143,7 @@ class TransformersCritic:
     Attributes:
         share_prefix: whether several questions about one image are asked in one sequence (the default), where the
             model's family allows it; otherwise each question is a row of its own. The values are the same.
-        offload, gradient_checkpointing: see `load_critic`; `arrange` sets them for a while.
+        offload, gradient_checkpointing: see `load_critic`; `arrange` and `arranged` set them.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class ManagedCritic:
             the device only while the critic works, with "blocks" each block's only while that block works.
 
     Attributes:
-        offload: as given; `arrange` sets it for a while.
+        offload: as given; `arranged` sets it for a while.
         patcher: what ComfyUI loads, unless the critic offloads.
     """
 
