@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -63,6 +63,7 @@ class Fit:
 
     expected: Expectation
     sizes: Sizes
+    plans: Sequence[MemoryPlan]  # among which it is, or a thriftier one is looked for
     line: str  # for the user
 
 
@@ -80,7 +81,7 @@ def fit(
     Args:
         folders, bits: of the generator and of the critic.
         critic_elsewhere: whether the critic has a device of its own.
-        compiled: whether the generator's blocks are compiled, which cannot stream.
+        compiled: whether the generator's blocks are compiled.
 
     Raises:
         TooSmall: none was asked for, and none fits.
@@ -99,10 +100,10 @@ def fit(
     sizes = sizes_of(generator, {"default": empty_critic(folders[1], dtype)}, recipe, *bits)
     sizes = replace(sizes, critics=()) if critic_elsewhere else sizes
     free = free_memory(place)
-    plans = STAYING if place.type == "cpu" or compiled else PLANS
+    plans = STAYING if place.type == "cpu" or compiled else PLANS  # compiled blocks cannot stream
     expected = expect(wanted, sizes) if wanted else choose(sizes, free, plans)
     names = [f"{f.name} {b or str(dtype).removeprefix('torch.')}" for f, b in zip(folders, bits, strict=True)]
-    return Fit(expected, sizes, expected.describe(*names, free))
+    return Fit(expected, sizes, plans, expected.describe(*names, free))
 
 
 def _recipe(path: Path | None, size: int) -> Recipe:

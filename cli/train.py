@@ -30,6 +30,8 @@ from .shared import (
 
 if TYPE_CHECKING:
     from ..distillation.memory import MemoryPlan
+    from ..distillation.result import DistillationResult
+    from ..evaluation.held_out import Comparison, HeldOut
 
 QUANTIZATION_HELP = "Load the critic in 8 or 4 bits (needs bitsandbytes)."
 
@@ -102,7 +104,6 @@ def train(
         from ..critics import load_critic
         from ..distillation import Recipe
         from ..distillation.fallback import distill_by_plan
-        from ..distillation.report import save_before_after, save_progress, write_json
         from ..evaluation.held_out import Examiner
         from ..generators import load_generator
 
@@ -158,6 +159,7 @@ def train(
                     found.expected,
                     found.sizes,
                     arrange,
+                    found.plans,
                     on_step=bars.on_step,
                     should_stop=should_stop,
                     resume_from=resume_from,
@@ -169,18 +171,26 @@ def train(
                 raise
             save_partial(result, output)  # before the pictures, for which memory may not do
             seen = examiner.compare(examiner.look(lora_scale=1.0))
-        result.save(output / LORA, verdict=seen.to_dict())
-        if result.stop_reason == "interrupted":
-            say_how_to_resume(result, output)
-        save_progress(output / "progress.png", result.history, plan.questions)
-        captions = [[*plan.prompts, *plan.held_out][i] for i in examiner.pairs.indices]
-        save_before_after(output / "before_after.png", seen.before.images, seen.after.images, captions)
-        report = {**result.history_summary(), "pairs": len(examiner.pairs), **seen.to_dict(), "recipe": plan.to_dict()}
-        write_json(output / "report.json", report)
-        print_measures(report)
-        print_verdict(seen.verdict)
+        _write(output, result, seen, examiner.pairs)
         console.print(f"Most memory in use: {peak_memory(maker.device) / 1e9:.1f} GB")
         console.print(f"Written to {output}: lora.safetensors, before_after.png, progress.png, report.json")
+
+
+def _write(folder: Path, result: DistillationResult, found: Comparison, pairs: HeldOut) -> None:
+    """The LoRA with its verdict, the pictures and the report; what matters of them is shown."""
+    from ..distillation.report import save_before_after, save_progress, write_json
+
+    recipe = result.recipe
+    result.save(folder / LORA, verdict=found.to_dict())
+    if result.stop_reason == "interrupted":
+        say_how_to_resume(result, folder)
+    save_progress(folder / "progress.png", result.history, recipe.questions)
+    captions = [[*recipe.prompts, *recipe.held_out][i] for i in pairs.indices]
+    save_before_after(folder / "before_after.png", found.before.images, found.after.images, captions)
+    report = {**result.history_summary(), "pairs": len(pairs), **found.to_dict(), "recipe": recipe.to_dict()}
+    write_json(folder / "report.json", report)
+    print_measures(report)
+    print_verdict(found.verdict)
 
 
 def _asked(checkpointing: bool, take_turns: bool, stream: bool) -> MemoryPlan | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from ..core.protocols import Critic, Generator
 from .loop import distill
-from .memory import Expectation, MemoryPlan, Sizes, thriftier
+from .memory import PLANS, Expectation, MemoryPlan, Sizes, thriftier
 from .recipe import Recipe
 from .result import DistillationFailed, DistillationResult
 
@@ -29,6 +29,7 @@ def distill_by_plan(
     expected: Expectation,
     sizes: Sizes,
     arrange: Arrange,
+    plans: Sequence[MemoryPlan] = PLANS,
     **options: Any,
 ) -> DistillationResult:
     """`distill` by a memory plan; if the device's memory runs out, once more by the next thriftier one.
@@ -39,6 +40,7 @@ def distill_by_plan(
         expected: what the plan that is tried first comes to.
         sizes: by which the thriftier plan is found.
         arrange: how models are made to lie by a plan.
+        plans: among which the thriftier one is looked for.
         options: of `distill`, without `take_turns`.
 
     Raises:
@@ -49,7 +51,7 @@ def distill_by_plan(
             arrange(expected.plan)
             return distill(generator, critic, recipe, take_turns=expected.plan.take_turns, **options)
         except (torch.OutOfMemoryError, DistillationFailed) as error:
-            following = thriftier(expected, sizes) if _is_out_of_memory(error) else None
+            following = thriftier(expected, sizes, plans) if _is_out_of_memory(error) else None
             if following is None:
                 raise
             if isinstance(error, DistillationFailed):

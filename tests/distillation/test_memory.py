@@ -112,6 +112,12 @@ def test_when_memory_runs_out_the_run_goes_on_by_a_thriftier_plan(at, caplog):
     assert [r.loss for r in result.history] == [r.loss for r in whole.history]
 
 
+def test_a_thriftier_plan_is_looked_for_among_those_that_are_possible():
+    parts = Forgetful(0), FakeCritic(), tiny_run(), choose(SIZES, 80 * GB), SIZES
+    with pytest.raises(torch.OutOfMemoryError):
+        distill_by_plan(*parts, lambda plan: None, plans=PLANS[:1])
+
+
 def test_the_second_time_the_lora_so_far_is_kept():
     with pytest.raises(DistillationFailed) as caught:
         by_plan(Forgetful(2, 4))
