@@ -16,6 +16,7 @@ from .recipe import Recipe
 GB = 1e9
 OVERHEAD = 0.04  # of what is held: blocks of the allocator that are partly used
 CONTEXT = int(0.5e9)  # bytes that CUDA itself takes
+MOMENTS, GRADIENT = 3, 1  # how often a LoRA's bytes are held: itself with AdamW's two moments, and its gradient
 BANDWIDTH = 25e9  # bytes a second to the device: PCIe 4
 SPEED = 100e12  # operations a second
 
@@ -166,9 +167,6 @@ def expect(plan: MemoryPlan, sizes: Sizes) -> Expectation:
         network.moved(sizes.passes + again + 2, 2) + decoder.moved(again + 2, 2) + sum(c.moved(2, 1) for c in critics),
         network.flops(sizes.passes + again) + decoder.flops(again) + sum(c.flops(0) for c in critics),
     )
-
-
-MOMENTS, GRADIENT = 3, 1  # how often a LoRA's bytes are held: itself with AdamW's two moments, and its gradient
 
 
 class _Part:

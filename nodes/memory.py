@@ -12,7 +12,7 @@ import comfy.model_management
 from .training import AUTO, BOTH, TURNS, patchers
 
 BLOCKS = "block by block"
-PLANS = {BOTH: "resident", TURNS: "turns", BLOCKS: "all streamed"}
+PLANS = {TURNS: "turns", BLOCKS: "all streamed"}
 
 
 @dataclass(frozen=True)
