@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from transformers import (
     CLIPTextConfig,
@@ -78,8 +80,15 @@ def build_text_encoders(vocab_size: int, length: int, pad: int, eos: int) -> tup
     return CLIPTextModel(clip), T5EncoderModel(t5)
 
 
-def build_critic(vocab_size: int, tokens: dict[str, int]) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL that sees 112 × 112 images as 8 × 8 patches; `tokens` maps special tokens to their ids."""
+def build_critic(
+    vocab_size: int, tokens: dict[str, int], text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL that sees 112 × 112 images as 8 × 8 patches.
+
+    Args:
+        tokens: maps special tokens to their ids.
+        text, vision: settings of the two towers that differ.
+    """
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={
@@ -95,6 +104,7 @@ def build_critic(vocab_size: int, tokens: dict[str, int]) -> Qwen2_5_VLForCondit
                 "bos_token_id": None,
                 "eos_token_id": tokens["<|im_end|>"],
                 "pad_token_id": tokens["<pad>"],
+                **(text or {}),
             },
             vision_config={
                 "depth": 4,
@@ -107,6 +117,7 @@ def build_critic(vocab_size: int, tokens: dict[str, int]) -> Qwen2_5_VLForCondit
                 "temporal_patch_size": 2,
                 "window_size": 112,
                 "fullatt_block_indexes": [0, 1, 2, 3],
+                **(vision or {}),
             },
             image_token_id=tokens["<|image_pad|>"],
             video_token_id=tokens["<|video_pad|>"],
@@ -117,10 +128,10 @@ def build_critic(vocab_size: int, tokens: dict[str, int]) -> Qwen2_5_VLForCondit
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    """The critic's processor: pictures are seen at 112 × 112."""
-    size = {"shortest_edge": IMAGE_SIZE * IMAGE_SIZE, "longest_edge": IMAGE_SIZE * IMAGE_SIZE}
-    kwargs = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+def build_processor(tokenizer: PreTrainedTokenizerFast, side: int = IMAGE_SIZE) -> Qwen2_5_VLProcessor:
+    """The critic's processor: pictures are seen at `side` × `side`, in 8 × 8 patches."""
+    size = {"shortest_edge": side * side, "longest_edge": side * side}
+    kwargs = {"patch_size": side // 8, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**kwargs),
         tokenizer=tokenizer,

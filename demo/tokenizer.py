@@ -20,9 +20,9 @@ def _word_level(words: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def prompt_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of both text encoders: lower case, `</s>` at the end, padded to 12 tokens."""
-    tokenizer = _word_level([PAD, EOS, UNKNOWN, *PROMPT_WORDS])
+def prompt_tokenizer(words: Sequence[str] = PROMPT_WORDS, length: int = PROMPT_LENGTH) -> PreTrainedTokenizerFast:
+    """The tokenizer of both text encoders: lower case, `</s>` at the end, padded to `length` tokens."""
+    tokenizer = _word_level([PAD, EOS, UNKNOWN, *words])
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
     return PreTrainedTokenizerFast(
@@ -30,7 +30,7 @@ def prompt_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
-        model_max_length=PROMPT_LENGTH,
+        model_max_length=length,
         padding_side="right",
     )
 

@@ -94,6 +94,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             most_steps=4,
             most_pixels=160 * 160,
         ),
+        "demo-strokes": Preset(
+            *("demo models of the second world", "Figures in benchmarks/README.md.", DEMO),
+            height=128,
+            width=128,
+            things=("house", "tree", "ball"),
+            keep_text="Is there a {} in the image?",
+            distilled=True,
+            most_steps=4,
+            most_pixels=160 * 160,
+        ),
         "flux-1-schnell": Preset("Flux schnell", REFERENCE, PAPER, distilled=True, most_steps=8),
         "flux-1-dev": Preset(
             *("Flux dev", REFERENCE, MANY_STEPS),

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ...core.protocols import PRESET
 from .. import WEIGHTS
-from ..tokenizer import EOS, PAD, PROMPT_LENGTH
+from ..tokenizer import EOS, PAD
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 TAESD_WIDTH, TAESD_BLOCKS = 64, ((1, 3, 3, 3), (3, 3, 3, 1))  # fixed in ComfyUI: encoder, decoder
@@ -28,12 +28,17 @@ CLIP_VOCABULARY = 49408  # fixed in ComfyUI
 FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159  # of ComfyUI's latent format for Flux, undone in the VAE
 
 
-def load_models(folder: Path = WEIGHTS / "pipeline") -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE, float32; KSampler and VAEDecode give the pictures of `demo.load()`'s generator."""
+def load_models(folder: Path = WEIGHTS / "pipeline", preset: str = "demo") -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE, float32; KSampler and VAEDecode give the pictures of `demo.load()`'s generator.
+
+    Args:
+        folder: a demo world's FluxPipeline.
+        preset: the name of the settings that suit it.
+    """
     model = comfy.sd.load_diffusion_model_state_dict(
         _weights(folder / "transformer"), model_options={"dtype": torch.float32}, disable_dynamic=True
     )
-    model.set_attachments(PRESET, "demo")
+    model.set_attachments(PRESET, preset)
     vae = comfy.sd.VAE(sd=taesd_weights(_weights(folder / "vae")), dtype=torch.float32)
     _skip_empty_blocks(vae.first_stage_model)
     return model, _load_clip(folder), vae
@@ -56,11 +61,14 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _load_clip(folder: Path) -> Any:
+    clip_l, t5 = (json.loads((folder / part / "config.json").read_text()) for part in ENCODERS)
+
     class DemoTokenizer:
         """The demo's word-level tokenizer in the two places that Flux's text encoders have."""
 
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
-            self.clip_l, self.t5xxl = (_tokenizer(folder / "tokenizer", key) for key in ("clip_l", "t5xxl"))
+            length = clip_l["max_position_embeddings"]
+            self.clip_l, self.t5xxl = (_tokenizer(folder / "tokenizer", key, length) for key in ("clip_l", "t5xxl"))
 
         def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, Any]:
             encoders = {"l": self.clip_l, "t5xxl": self.t5xxl}
@@ -73,7 +81,6 @@ def _load_clip(folder: Path) -> Any:
             return {}
 
     target = comfy.supported_models_base.ClipTarget(DemoTokenizer, _text_encoders)
-    clip_l, t5 = (json.loads((folder / part / "config.json").read_text()) for part in ENCODERS)
     t5["dense_act_fn"] = "gelu_pytorch_tanh"  # what ComfyUI calls transformers' "gelu_new"
     configs = {"clip_l_model_config": clip_l, "t5xxl_model_config": t5}
     clip = comfy.sd.CLIP(target, model_options={**configs, "dtype": torch.float32}, disable_dynamic=True)
@@ -86,10 +93,10 @@ def _load_clip(folder: Path) -> Any:
     return clip
 
 
-def _tokenizer(folder: Path, key: str) -> sd1_clip.SDTokenizer:
+def _tokenizer(folder: Path, key: str, length: int) -> sd1_clip.SDTokenizer:
     return sd1_clip.SDTokenizer(
         str(folder),
-        max_length=PROMPT_LENGTH,
+        max_length=length,
         pad_with_end=False,
         embedding_key=key,
         tokenizer_class=PreTrainedTokenizerFast,

@@ -3,6 +3,8 @@ and last it learns not to be fooled by false horizons."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
@@ -20,14 +22,19 @@ HEAD_WEIGHT = 0.15
 
 
 class CriticWithHeads(nn.Module):
-    """The critic and linear heads on its flattened visual tokens."""
+    """A critic and linear heads on its flattened visual tokens."""
 
-    def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
+    def __init__(
+        self,
+        processor: Qwen2_5_VLProcessor,
+        build: Callable[[int, dict[str, int]], Qwen2_5_VLForConditionalGeneration] = build_critic,
+        heads: Mapping[str, int] = HEADS,
+    ) -> None:
         super().__init__()
         self.processor = processor
         tokenizer = processor.tokenizer
-        self.model: Qwen2_5_VLForConditionalGeneration = build_critic(len(tokenizer), tokenizer.get_vocab())
-        self.heads = nn.ModuleDict({name: nn.Linear(16 * 128, classes) for name, classes in HEADS.items()})
+        self.model: Qwen2_5_VLForConditionalGeneration = build(len(tokenizer), tokenizer.get_vocab())
+        self.heads = nn.ModuleDict({name: nn.Linear(16 * 128, classes) for name, classes in heads.items()})
         self.norm = nn.LayerNorm(16 * 128)
         self.answers = tokenizer.convert_tokens_to_ids(["Yes", "No"])
         self.end = tokenizer.eos_token_id
@@ -69,7 +76,7 @@ class CriticWithHeads(nn.Module):
         return log_probs[:, 0, self.answers], -log_probs[:, 1, self.end].mean()
 
 
-def _optimizers(critic: CriticWithHeads) -> list[torch.optim.Optimizer]:
+def make_optimizers(critic: CriticWithHeads) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the blocks, AdamW on everything else."""
     matrices = {
         name: p
@@ -89,7 +96,7 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     torch.manual_seed(run.seed)
     vision_steps, steps = run.steps(VISION_STEPS), run.steps(STEPS)
     critic = CriticWithHeads(build_processor(critic_tokenizer(all_texts())))
-    optimizers = _optimizers(critic)
+    optimizers = make_optimizers(critic)
     checkpoint = Checkpoint(run.folder / "critic.safetensors", {"critic": critic}, optimizers)
     start, end = checkpoint.load(), steps + run.steps(HARDENING_STEPS)
     if start >= end:

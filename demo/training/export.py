@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from ..tokenizer import prompt_tokenizer
 from .critic import CriticWithHeads
 from .generator import TextToVelocity
 
@@ -24,9 +23,9 @@ def export(folder: Path, vae: AutoencoderTiny, generator: TextToVelocity, critic
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
         vae=half(vae),
         text_encoder=half(generator.clip),
-        tokenizer=prompt_tokenizer(),
+        tokenizer=generator.tokenizer,
         text_encoder_2=half(generator.t5),
-        tokenizer_2=prompt_tokenizer(),
+        tokenizer_2=generator.tokenizer,
         transformer=half(generator.transformer),
     )
     pipeline.save_pretrained(folder / "pipeline")

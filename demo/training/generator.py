@@ -1,6 +1,9 @@
-"""Stage 2: the generator and its text encoders, a rectified flow on coupled (noise, scene) pairs."""
+"""Stage 2: a generator and its text encoders, a rectified flow on coupled (noise, scene) pairs."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from ..models import build_text_encoders, build_transformer
-from ..tokenizer import PROMPT_LENGTH, prompt_tokenizer
+from ..tokenizer import prompt_tokenizer
 from ..world import LATENT_SIZE, build_scenes, caption, couple_noise, random_uniforms, random_words, render
 from .common import Checkpoint, Run, cosine, set_learning_rate
 
@@ -17,37 +20,45 @@ EMA = 0.998
 
 
 class TextToVelocity(nn.Module):
-    """Everything that stage 2 trains, as one module."""
+    """Everything that stage 2 trains, as one module, for pictures of `grid` × `grid` image tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, grid: int = 7) -> None:
         super().__init__()
+        self.tokenizer = tokenizer
         self.transformer: FluxTransformer2DModel = build_transformer()
-        clip, t5 = build_text_encoders(len(tokenizer), PROMPT_LENGTH, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        length = tokenizer.model_max_length
+        clip, t5 = build_text_encoders(len(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.clip: CLIPTextModel = clip
         self.t5: T5EncoderModel = t5
-        self.register_buffer("image_ids", FluxPipeline._prepare_latent_image_ids(1, 7, 7, "cpu", torch.float32))
+        self.register_buffer("image_ids", FluxPipeline._prepare_latent_image_ids(1, grid, grid, "cpu", torch.float32))
 
-    def forward(self, packed: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
-        """Velocity [B, 49, 64] of packed latents at flow-matching times [B], for prompts' tokens [B, 12]."""
+    def forward(self, packed: Tensor, time: Tensor, tokens: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Velocity [B, N, 64] of N packed latents at flow-matching times [B], for prompts' tokens [B, L].
+
+        A `reference` picture [B, N, 64] is shown as Flux Kontext shows it: further tokens, 1 on the first axis.
+        """
+        count, ids = packed.shape[1], self.image_ids
+        if reference is not None:
+            packed = torch.cat([packed, reference], dim=1)
+            ids = torch.cat([ids, ids + torch.tensor([1.0, 0.0, 0.0])])
         return self.transformer(
             hidden_states=packed,
             timestep=time,
             encoder_hidden_states=self.t5(tokens).last_hidden_state,
             pooled_projections=self.clip(tokens).pooler_output,
-            img_ids=self.image_ids,
-            txt_ids=torch.zeros(PROMPT_LENGTH, 3),
+            img_ids=ids,
+            txt_ids=torch.zeros(tokens.shape[1], 3),
             return_dict=False,
-        )[0]
+        )[0][:, :count]
 
 
 def pack(latents: Tensor) -> Tensor:
-    """[B, 16, 14, 14] → [B, 49, 64], as Flux packs 2 × 2 patches."""
+    """[B, 16, h, w] → [B, h·w/4, 64], as Flux packs 2 × 2 patches."""
     return FluxPipeline._pack_latents(latents, *latents.shape)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
-    kwargs = {"padding": "max_length", "max_length": PROMPT_LENGTH, "truncation": True, "return_tensors": "pt"}
-    return tokenizer(prompts, **kwargs).input_ids
+    return tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
@@ -66,29 +77,61 @@ def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerF
     return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
-def _times(generator: torch.Generator) -> Tensor:
-    """Flow-matching times: 1 for 40 %, a quarter step for 25 %, else uniform."""
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns: noised latents and their velocities [B, N, 64], times [B], prompts' tokens [B, L]."""
+
+    packed: Tensor
+    times: Tensor
+    tokens: Tensor
+    target: Tensor
+    reference: Tensor | None = None  # packed latents of a picture that the prompt changes
+
+
+def noised(
+    latents: Tensor, noise: Tensor, tokens: Tensor, generator: torch.Generator, reference: Tensor | None = None
+) -> Batch:
+    """Latents and noise [B, 16, h, w] at times that are 1 for 40 %, a quarter step for 25 %, else uniform."""
     kind, uniform = torch.rand(BATCH, generator=generator), torch.rand(BATCH, generator=generator)
     quarters = (1 + (uniform * 3).floor()) / 4
-    return torch.where(kind < 0.4, torch.ones(()), torch.where(kind < 0.65, quarters, uniform.clamp(min=0.02)))
+    times = torch.where(kind < 0.4, torch.ones(()), torch.where(kind < 0.65, quarters, uniform.clamp(min=0.02)))
+    t = times[:, None, None, None]
+    shown = None if reference is None else pack(reference)
+    return Batch(pack((1 - t) * latents + t * noise), times, tokens, pack(noise - latents), shown)
 
 
-def _batch(pool: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Noised latents, times, tokens and target velocities."""
+def _batch(pool: dict[str, Tensor], generator: torch.Generator) -> Batch:
     index = torch.randint(len(pool["latents"]), (BATCH,), generator=generator)
     drawn = {name: value[index] for name, value in pool.items()}
     latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
     noise = couple_noise(torch.randn(BATCH, 16, LATENT_SIZE, LATENT_SIZE, generator=generator), drawn)
-    times = _times(generator)
-    t = times[:, None, None, None]
-    return pack((1 - t) * latents + t * noise), times, tokens, pack(noise - latents)
+    return noised(latents, noise, tokens, generator)
 
 
 def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
-    """Trains the generator (its exponential moving average is returned), or goes on where an earlier run stopped."""
+    """Trains the first world's generator, or goes on where an earlier run stopped."""
+    tokenizer = prompt_tokenizer()
+    return train_on(
+        run,
+        run.steps(STEPS),
+        lambda: TextToVelocity(tokenizer),
+        lambda: _encode_pool(run, vae, tokenizer),
+        lambda pool, step: _batch(pool, run.generator("generator", step)),
+        lambda model: _show(run, model, vae, tokenizer),
+    )
+
+
+def train_on(
+    run: Run,
+    steps: int,
+    build: Callable[[], TextToVelocity],
+    make_pool: Callable[[], dict[str, Tensor]],
+    draw_batch: Callable[[dict[str, Tensor], int], Batch],
+    show: Callable[[TextToVelocity], None],
+) -> TextToVelocity:
+    """Trains a generator on batches of a pool (its moving average is returned), or goes on where it stopped."""
     torch.manual_seed(run.seed)
-    steps, tokenizer = run.steps(STEPS), prompt_tokenizer()
-    model, average = TextToVelocity(tokenizer), TextToVelocity(tokenizer)
+    model, average = build(), build()
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
@@ -96,13 +139,13 @@ def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
     start = checkpoint.load()
     if start >= steps:
         return average
-    pool = _encode_pool(run, vae, tokenizer)
+    pool = make_pool()
     for step in range(start, steps):
-        packed, times, tokens, target = _batch(pool, run.generator("generator", step))
+        batch = draw_batch(pool, step)
         set_learning_rate(optimizer, cosine(step, steps, warmup=200))
         with torch.autocast("cpu", torch.bfloat16):
-            velocity = model(packed, times, tokens).float()
-        error = (velocity - target).square().mean(dim=(1, 2))
+            velocity = model(batch.packed, batch.times, batch.tokens, batch.reference).float()
+        error = (velocity - batch.target).square().mean(dim=(1, 2))
         optimizer.zero_grad()
         error.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -111,10 +154,15 @@ def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
             decay = min(EMA, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         if (step + 1) % 100 == 0:
-            run.log("generator", step=step + 1, loss=float(error.mean()), one_step=float(error[times == 1].mean()))
+            run.log(
+                "generator",
+                step=step + 1,
+                loss=float(error.mean()),
+                one_step=float(error[batch.times == 1].mean()),
+            )
         if (step + 1) % 500 == 0 or step + 1 == steps:
             checkpoint.save(step + 1)
-            _show(run, average, vae, tokenizer)
+            show(average)
     return average
 
 

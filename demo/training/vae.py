@@ -1,6 +1,8 @@
-"""Stage 1: the VAE, on crops of rendered scenes with the world's palettes and random ones."""
+"""Stage 1: a VAE, on crops of rendered scenes with the world's palettes and random ones."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderTiny
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_vae
-from ..world import IMAGE_SIZE, random_scenes, render
+from ..world import random_scenes, render
 from .common import Checkpoint, Run, cosine, set_learning_rate
 
 STEPS, BATCH, CROP, POOL = 4500, 32, 48, 4096
@@ -35,10 +37,11 @@ def render_pool(count: int, generator: torch.Generator, free_palette: float) -> 
 
 
 def _crops(pool: Tensor, generator: torch.Generator) -> Tensor:
+    size = pool.shape[-1]
     index = torch.randint(len(pool), (BATCH,), generator=generator).tolist()
     # Offsets reach past the edges often enough that the borders are learnt as well as the middle.
-    offsets = (torch.rand(BATCH, 2, generator=generator) * (IMAGE_SIZE - CROP + 24) - 12).round().long()
-    offsets = offsets.clamp(0, IMAGE_SIZE - CROP).tolist()
+    offsets = (torch.rand(BATCH, 2, generator=generator) * (size - CROP + 24) - 12).round().long()
+    offsets = offsets.clamp(0, size - CROP).tolist()
     crops = torch.stack([pool[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(index, offsets, strict=True)])
     flip = torch.rand(BATCH, 1, 1, 1, generator=generator) < 0.5
     return torch.where(flip, crops.flip(-1), crops).float() / 255
@@ -58,10 +61,17 @@ def _loss(vae: AutoencoderTiny, images: Tensor, generator: torch.Generator) -> t
 
 
 def train_vae(run: Run) -> AutoencoderTiny:
-    """Trains the VAE, or goes on where an earlier run stopped."""
+    """Trains the first world's VAE, or goes on where an earlier run stopped."""
+    return train_on(run, build_vae, lambda count, generator: render_pool(count, generator, free_palette=0.35))
+
+
+def train_on(
+    run: Run, build: Callable[[], AutoencoderTiny], make_pool: Callable[[int, torch.Generator], Tensor]
+) -> AutoencoderTiny:
+    """Trains a VAE on crops of a pool of pictures, uint8 [N, 3, H, W], or goes on where an earlier run stopped."""
     torch.manual_seed(run.seed)
     steps = run.steps(STEPS)
-    vae = build_vae()
+    vae = build()
     _initialise(vae)
     vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2.5e-3, weight_decay=1e-4, betas=(0.9, 0.98))
@@ -69,7 +79,7 @@ def train_vae(run: Run) -> AutoencoderTiny:
     start = checkpoint.load()
     if start >= steps:
         return vae.eval()
-    pool = render_pool(run.steps(POOL), run.generator("vae-pool"), free_palette=0.35)
+    pool = make_pool(run.steps(POOL), run.generator("vae-pool"))
     total = 0.0
     for step in range(start, steps):
         generator = run.generator("vae", step)

@@ -1,0 +1,113 @@
+"""Stage 2: the generator of the second world: pictures from prompts, and changes of a picture that it is shown."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderTiny, FluxPipeline
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ...training.common import Run
+from ...training.generator import BATCH, Batch, TextToVelocity, noised, pack, tokenize, train_on
+from ..models import GRID, prompt_tokenizer
+from ..reader import read_scenes, same_scene
+from ..world import IMAGE_SIZE, LATENT_SIZE, build_scenes, couple_noise, random_uniforms, render
+from .words import numpy_generator, random_change, random_prompt
+
+STEPS, POOL, CHANGES = 6000, 20000, 12000
+REFERENCE_NOISE = 0.15
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return vae.encoder(images * 2 - 1).half()
+
+
+def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
+    """Latents, token ids and scene parameters of prompted scenes; latents before and after, and ids, of changes."""
+    generator = run.generator("generator-pool")
+    random = numpy_generator(generator)
+    parts: list[dict[str, Tensor]] = []
+    for _ in range(0, run.steps(POOL), 64):
+        prompts, words = zip(*[random_prompt(random) for _ in range(64)], strict=True)
+        uniforms = random_uniforms(64, generator)
+        latents = _encode(vae, render(build_scenes(words, uniforms)))
+        parts.append({"latents": latents, "tokens": tokenize(tokenizer, list(prompts)), **uniforms})
+    changes: list[dict[str, Tensor]] = []
+    for _ in range(0, run.steps(CHANGES), 64):
+        drawn, uniforms = [random_change(random) for _ in range(64)], random_uniforms(64, generator)
+        before, after = (
+            _encode(vae, render(build_scenes(words, uniforms)))
+            for words in ([c.before for c in drawn], [c.after for c in drawn])
+        )
+        tokens = tokenize(tokenizer, [c.instruction for c in drawn])
+        changes.append({"change_before": before, "change_after": after, "change_tokens": tokens})
+    return {name: torch.cat([p[name] for p in some]) for some in (parts, changes) for name in some[0]}
+
+
+def _batch(pool: dict[str, Tensor], step: int, generator: torch.Generator) -> Batch:
+    """Prompts in even steps, changes in odd ones."""
+    noise = torch.randn(BATCH, 16, LATENT_SIZE, LATENT_SIZE, generator=generator)
+    if step % 2:
+        index = torch.randint(len(pool["change_tokens"]), (BATCH,), generator=generator)
+        before, after = pool["change_before"][index].float(), pool["change_after"][index].float()
+        strength = REFERENCE_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
+        before = before + strength * torch.randn(before.shape, generator=generator)
+        return noised(after, noise, pool["change_tokens"][index], generator, before)
+    index = torch.randint(len(pool["tokens"]), (BATCH,), generator=generator)
+    drawn = {name: value[index] for name, value in pool.items() if not name.startswith("change")}
+    latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
+    return noised(latents, couple_noise(noise, drawn), tokens, generator)
+
+
+def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
+    """Trains the generator, or goes on where an earlier run stopped."""
+    tokenizer = prompt_tokenizer()
+    return train_on(
+        run,
+        run.steps(STEPS),
+        lambda: TextToVelocity(tokenizer, GRID),
+        lambda: _encode_pool(run, vae, tokenizer),
+        lambda pool, step: _batch(pool, step, run.generator("generator", step)),
+        lambda model: _show(run, model, vae, tokenizer),
+    )
+
+
+@torch.no_grad()
+def _show(run: Run, model: TextToVelocity, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> None:
+    """One-step pictures above the scenes that their noise names, changes above what they should give; shares right."""
+    generator = run.generator("generator-show")
+    random = numpy_generator(generator)
+
+    def paint(noise: Tensor, prompts: list[str], reference: Tensor | None = None) -> Tensor:
+        velocity = model(pack(noise), torch.ones(len(noise)), tokenize(tokenizer, prompts), reference)
+        latents = FluxPipeline._unpack_latents(pack(noise) - velocity, IMAGE_SIZE, IMAGE_SIZE, 8)
+        return ((vae.decoder(latents) + 1) / 2).clamp(0, 1)
+
+    prompts, words = zip(*[random_prompt(random) for _ in range(64)], strict=True)
+    uniforms = random_uniforms(64, generator)
+    noise = couple_noise(torch.randn(64, 16, LATENT_SIZE, LATENT_SIZE, generator=generator), uniforms)
+    scenes = build_scenes(words, uniforms)
+    images, truth = paint(noise, list(prompts)), render(scenes)
+    changes, uniforms = [random_change(random) for _ in range(64)], random_uniforms(64, generator)
+    before = render(build_scenes([c.before for c in changes], uniforms))
+    wanted = build_scenes([c.after for c in changes], uniforms)
+    reference = pack(vae.encoder(before * 2 - 1))
+    changed, after = (
+        paint(torch.randn(noise.shape, generator=generator), [c.instruction for c in changes], reference),
+        render(wanted),
+    )
+    right = same_scene(read_scenes(images), scenes)
+    values = {"psnr": _psnr(images, truth), "change_psnr": _psnr(changed, after)}
+    values["changes_right"] = float(same_scene(read_scenes(changed), wanted).float().mean())
+    for count in range(5):
+        chosen = torch.tensor([len(w.things) == count for w in words])
+        values[f"right_{count}"] = float(right[chosen].float().mean())
+    run.log("generator-show", **values)
+    rows = [torch.cat([a[i : i + 8], b[i : i + 8]]) for a, b in ((images, truth), (changed, after)) for i in (0, 8)]
+    run.picture("generator", torch.cat(rows))
+
+
+def _psnr(images: Tensor, truth: Tensor) -> float:
+    return -10 * float((images - truth).square().mean().log10())
