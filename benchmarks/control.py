@@ -16,9 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from dual_process import demo
-from dual_process.cli import ControlName
-from dual_process.demo.controls import CONTROLS
+from dual_process.demo.catalogue import CATALOGUE
 from dual_process.demo.runner import run_control
 
 LINES = (0.25, 0.45, 0.7)
@@ -28,18 +26,25 @@ PALETTES = (
     ("#2f3e75", "#7c8fd0", "#3d6b4f", "#1f3328"),
 )
 
+PLACES = (
+    ((16.0, 0.15), (112.0, 0.85)),
+    ((16.0, 0.9), (112.0, 0.1)),
+    ((16.0, 0.5), (112.0, 0.5)),
+)
 
-def targets(control: ControlName) -> list[dict[str, Any]]:
-    """The settings that a control is tried with."""
-    if control == ControlName.horizon:
-        return [{"line": line} for line in LINES]
-    if control == ControlName.palette:
-        return [{"colors": colors} for colors in PALETTES]
-    return [{}]
+# The settings that each control is tried with.
+TARGETS: dict[str, list[dict[str, Any]]] = {
+    "horizon": [{"line": line} for line in LINES],
+    "palette": [{"colors": colors} for colors in PALETTES],
+    "night": [{}],
+    "line_weight": [{"thickness": thickness} for thickness in (1.0, 2.5, 4.0)],
+    "depth": [{"nearer": nearer} for nearer in ("left", "right")],
+    "composition": [{"places": places} for places in PLACES],
+}
 
 
 def main(
-    control: Annotated[ControlName, typer.Option(help="What to teach.")] = ControlName.horizon,
+    control: Annotated[str, typer.Option(help=f"What to teach: {', '.join(TARGETS)}, or all.")] = "horizon",
     seeds: Annotated[int, typer.Option(help="Training seeds for each target.")] = 3,
     pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, else as a Markdown table.")] = False,
@@ -51,17 +56,26 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Keep each run's pictures and report here.")] = None,
 ) -> None:
     """Runs every target with every seed and prints one row each."""
-    chosen_targets = targets(control) if line is None else [{"line": line}]
-    runs = [(target, seed) for target in chosen_targets for seed in range(seeds)]
+    if control not in (*TARGETS, "all"):
+        raise typer.BadParameter(f"expected one of {', '.join(TARGETS)}, or all, got {control}")
+    names = list(TARGETS) if control == "all" else [control]
+    runs = [
+        (name, target, seed)
+        for name in names
+        for target in (TARGETS[name] if line is None else [{"line": line}])
+        for seed in range(seeds)
+    ]
     changes = {} if lora_targets is None else {"lora_targets": lora_targets}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, (target, seed) in enumerate(track(runs, console=Console(stderr=True))):
-            chosen = CONTROLS[control.value](seed=seed, **target, **changes)
-            generator, critic = demo.load(chosen.prompts, critic_size=critic_size)
+        for number, (name, target, seed) in enumerate(track(runs, console=Console(stderr=True))):
+            entry = CATALOGUE[name]
+            chosen = entry.make(seed=seed, **target, **changes)
+            generator, critic = entry.load(chosen.prompts, critic_size=critic_size)
             run = run_control(chosen, generator, critic, (output or Path(scratch)) / f"{number:02}", pairs)
             rows.append({"target": target, **run.report})
-    print(json.dumps(rows, indent=2) if as_json else markdown(rows))
+    by_name = [[row for row in rows if row["control"] == name] for name in names]
+    print(json.dumps(rows, indent=2) if as_json else "\n\n".join(map(markdown, by_name)))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

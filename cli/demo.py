@@ -31,6 +31,9 @@ class ControlName(str, Enum):
     horizon = "horizon"
     palette = "palette"
     night = "night"
+    line_weight = "line_weight"
+    depth = "depth"
+    composition = "composition"
 
 
 def demo(
@@ -50,10 +53,10 @@ def demo(
 ) -> None:
     """Teaches the embedded demo models a control and measures whether it worked."""
     with clear_errors():
-        from .. import demo as world
-        from ..demo.controls import CONTROLS
+        from ..demo.catalogue import CATALOGUE
         from ..demo.runner import run_control
 
+        entry = CATALOGUE[control.value]
         changes: dict[str, Any] = {}
         if steps is not None:
             changes["train_steps"] = steps
@@ -62,11 +65,11 @@ def demo(
         if control == ControlName.horizon:
             changes["line"] = line
         if not regularizers:
-            changes |= {"penalties": {}, "questions": CONTROLS[control.value](**changes).asked}
-        chosen = CONTROLS[control.value](seed=seed, **changes)
+            changes |= {"penalties": {}, "questions": entry.make(**changes).asked}
+        chosen = entry.make(seed=seed, **changes)
         folder = make_folder(output or Path("output") / f"demo_{control.value}")
         checkpoint = checkpoint_to_resume(folder, resume, overwrite)
-        generator, critic = world.load(chosen.prompts)
+        generator, critic = entry.load(chosen.prompts)
         with StopOnInterrupt() as should_stop, progress_bars(chosen.recipe.train_steps) as bars:
             try:
                 run = run_control(

@@ -17,7 +17,6 @@ from ..distillation.report import save_before_after, save_progress, write_json
 from ..evaluation.control import Control, Pairs, Verdict, evaluate, judge, make_pairs, sample_pairs
 from ..generators import DiffusersGenerator
 from ..generators.noise import draw_noise
-from .world import LATENT_CHANNELS, LATENT_SIZE
 
 PICTURES = 8
 
@@ -49,7 +48,7 @@ def run_control(
         pairs: how many held-out (prompt, noise) pairs the measures are taken on.
     """
     output.mkdir(parents=True, exist_ok=True)
-    held_out = make_pairs(control, pairs, lambda seeds: draw_noise(seeds, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
+    held_out = make_pairs(control, pairs, lambda seeds: draw_noise(seeds, *control.noise_shape))
     started = time.perf_counter()
     base = sample_pairs(generator, held_out, lora_scale=0.0)
     before = evaluate(control, critic, base, base, held_out, trained=False)

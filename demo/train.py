@@ -1,4 +1,4 @@
-"""Remakes the demo models: `python -m dual_process.demo.train --work DIR`.
+"""Remakes the models of a demo world: `python -m dual_process.demo.train --work DIR --world strokes`.
 
 The VAE comes first; then the generator and the critic train side by side, one core each. Every stage logs, draws
 pictures, and goes on from its checkpoint when it is started again.
@@ -15,12 +15,20 @@ from typing import Annotated
 import torch
 import typer
 
-from . import WEIGHTS
+from . import WEIGHTS, strokes
+from .strokes.training import critic as strokes_critic
+from .strokes.training import generator as strokes_generator
+from .strokes.training import vae as strokes_vae
+from .training import critic, generator, vae
 from .training.common import Run
-from .training.critic import train_critic
 from .training.export import export
-from .training.generator import train_generator
-from .training.vae import train_vae
+
+
+class World(str, Enum):
+    """Whose models are made."""
+
+    landscapes = "landscapes"
+    strokes = "strokes"
 
 
 class Stage(str, Enum):
@@ -33,33 +41,49 @@ class Stage(str, Enum):
     export = "export"
 
 
+# How each world's VAE, generator and critic are trained, and where its weights belong.
+STAGES = {
+    World.landscapes: (vae.train_vae, generator.train_generator, critic.train_critic, WEIGHTS),
+    World.strokes: (
+        strokes_vae.train_vae,
+        strokes_generator.train_generator,
+        strokes_critic.train_critic,
+        strokes.WEIGHTS,
+    ),
+}
+
+
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, logs and pictures.")],
+    world: Annotated[World, typer.Option(help="Whose models to make.")] = World.landscapes,
     stage: Annotated[Stage, typer.Option(help="One stage, or all of them in order.")] = Stage.all,
-    output: Annotated[Path, typer.Option(help="Where pipeline/ and critic/ are written.")] = WEIGHTS,
+    output: Annotated[Path | None, typer.Option(help="Folder of pipeline/ and critic/; the world's own.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     effort: Annotated[float, typer.Option(help="Scales every number of steps; 0.01 is a quick rehearsal.")] = 1.0,
 ) -> None:
-    """Trains the demo VAE, generator and critic from scratch and exports them."""
+    """Trains a demo world's VAE, generator and critic from scratch and exports them."""
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     run = Run(work, seed, effort)
+    train_vae, train_generator, train_critic, weights = STAGES[world]
     if stage == Stage.all:
-        _run_all(work, output, seed, effort)
+        _run_all(["--work", str(work), "--world", world.value, "--seed", str(seed), "--effort", str(effort)], output)
         return
-    vae = train_vae(run)
-    if stage in (Stage.generator, Stage.export):
-        generator = train_generator(run, vae)
-    if stage in (Stage.critic, Stage.export):
-        critic = train_critic(run, vae)
-    if stage == Stage.export:
-        export(output, vae, generator, critic)  # type: ignore[possibly-undefined]
+    made = train_vae(run)
+    if stage == Stage.generator:
+        train_generator(run, made)
+    elif stage == Stage.critic:
+        train_critic(run, made)
+    elif stage == Stage.export:
+        export(output or weights, made, train_generator(run, made), train_critic(run, made))
 
 
-def _run_all(work: Path, output: Path, seed: int, effort: float) -> None:
+def _run_all(options: list[str], output: Path | None) -> None:
+    if output is not None:
+        options += ["--output", str(output)]
+
     def start(stage: Stage) -> subprocess.Popen[bytes]:
-        arguments = ["--work", str(work), "--output", str(output), "--seed", str(seed), "--effort", str(effort)]
-        return subprocess.Popen([sys.executable, "-m", "dual_process.demo.train", "--stage", stage.value, *arguments])
+        return subprocess.Popen([sys.executable, "-m", "dual_process.demo.train", "--stage", stage.value, *options])
 
     for side_by_side in ([Stage.vae], [Stage.generator, Stage.critic], [Stage.export]):
         processes = [start(stage) for stage in side_by_side]

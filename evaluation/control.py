@@ -101,6 +101,7 @@ class Control:
     own: Callable[[Pairs], Truth] | None = None  # what the base model's pictures should look like, where it is known
     truth: Callable[[Pairs], Truth] | None = None  # what the trained model's should, where it is known
     asked: tuple[Question, ...] = ()  # whose P(answer) is reported; the recipe's questions by default
+    noise_shape: tuple[int, int, int] = (16, 14, 14)  # channels, height and width of the world's latents
 
     def __post_init__(self) -> None:
         if self.truth is not None and self.own is None:

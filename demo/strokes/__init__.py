@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ...generators import DiffusersGenerator
 
 WEIGHTS = Path(__file__).parent / "weights"
+PRESET = "demo-strokes"  # the settings that suit its generator
 
 
 def load(

@@ -19,13 +19,15 @@ from ...distillation.question import KEEP
 from ...evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ...evaluation.fidelity import Truth
 from ...evaluation.measures import psnr
-from . import questions
+from . import PRESET, questions
 from .captions import caption, parse_prompt, thing_name
 from .reader import Reading, read_scenes
 from .world import (
     COLORS,
     IMAGE_SIZE,
     KINDS,
+    LATENT_CHANNELS,
+    LATENT_SIZE,
     TIMES,
     Scenes,
     Thing,
@@ -38,7 +40,7 @@ from .world import (
     without_objects,
 )
 
-PRESET = "demo-strokes"
+NOISE_SHAPE = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 BAR = 8 / IMAGE_SIZE  # y of the bar that shows the line weight: in the sky, above all objects
 DEFAULT_THICKNESS = 4.0
 CLEARLY_NEARER = 0.05
@@ -219,6 +221,7 @@ def line_weight_control(thickness: float = DEFAULT_THICKNESS, seed: int = 0, **c
         ),
         guards=(*KEPT, EVEN, LIKE_TRUTH),
         own=_own,
+        noise_shape=NOISE_SHAPE,
         truth=truth,
     )
 
@@ -243,6 +246,7 @@ def depth_control(nearer: str = "right", seed: int = 0, **changes: Any) -> Contr
         target=Bound("order_accuracy", "higher", 0.3, name="the share of pictures in the wanted order of depth"),
         guards=KEPT,
         own=_own,
+        noise_shape=NOISE_SHAPE,
     )
 
 
@@ -275,6 +279,7 @@ def composition_control(places: Places = DEFAULT_PLACES, seed: int = 0, **change
         target=Bound("layout_iou", "higher", 0.3, name="the overlap of objects with their regions (IoU)"),
         guards=(*KEPT, EVEN, LIKE_TRUTH),
         own=_own,
+        noise_shape=NOISE_SHAPE,
         truth=truth,
     )
 
