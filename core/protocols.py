@@ -195,3 +195,15 @@ class Overlay(Protocol):
     def to_dict(self) -> Any:
         """Plain data that writes the overlay down."""
         ...
+
+
+class SpeakingOverlay(Overlay, Protocol):
+    """One that knows what to ask; the wanted answers are Yes."""
+
+    def wordings(self) -> tuple[tuple[str, ...], ...]:
+        """Of each thing that is drawn the wordings of its question."""
+        ...
+
+    def guards(self) -> tuple[str, ...]:
+        """Questions to ask without the overlay, so that the instruction itself is not painted."""
+        ...

@@ -24,6 +24,7 @@ from .result import (
     StepReport,
 )
 from .run import Run
+from .wordings import guard_questions, overlay_questions
 
 __all__ = [
     "GENERAL",
@@ -55,6 +56,8 @@ __all__ = [
     "StepReport",
     "StopRequested",
     "distill",
+    "guard_questions",
     "keep_questions",
+    "overlay_questions",
     "preset_for",
 ]

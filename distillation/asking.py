@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -45,6 +46,35 @@ class Replies:
     contrast: Tensor
 
 
+@dataclass(frozen=True)
+class Spelled:
+    """Questions with each wording as a question of its own, an equal share of the weight each."""
+
+    questions: tuple[Question, ...]  # [W]
+    owners: tuple[int, ...]  # [W], whose wording it is: numbers of the questions as they were
+
+    @classmethod
+    def out(cls, questions: Sequence[Question]) -> Spelled:
+        rows = [
+            (replace(question.worded(text), weight=question.weight / len(question.texts)), number)
+            for number, question in enumerate(questions)
+            for text in question.texts
+        ]
+        return cls(tuple(q for q, _ in rows), tuple(number for _, number in rows))
+
+    def before(self, before: Before) -> Before:
+        """The answers to keep, by number of a wording instead of a question."""
+        return {number: before[owner] for number, owner in enumerate(self.owners) if owner in before}
+
+    def mean(self, log_likelihood: Tensor) -> Tensor:
+        """log of the mean P over each question's wordings, [B, Q] of [B, W]."""
+        columns: dict[int, list[int]] = {}
+        for number, owner in enumerate(self.owners):
+            columns.setdefault(owner, []).append(number)
+        means = [log_likelihood[:, own].logsumexp(dim=1) - math.log(len(own)) for own in columns.values()]
+        return torch.stack(means, dim=1)
+
+
 def is_asked(questions: Sequence[Question], prompt_indices: Sequence[int]) -> Tensor:
     """[B, Q], whether a question is for a sample's prompt."""
     return torch.tensor([[q.is_for(p) for q in questions] for p in prompt_indices])
@@ -65,7 +95,7 @@ def group_questions(questions: Sequence[Question]) -> Iterator[tuple[str, Overla
 def ask(
     critics: Mapping[str, Critic], samples: Samples, questions: Sequence[Question], before: Before
 ) -> Iterator[Replies]:
-    """Asks each critic about each overlay's composite, one after the other.
+    """Asks each critic about each overlay's composite, one after the other; of each question its `text` alone.
 
     While the caller looks at a reply, and makes its backward pass, the critic is at hand.
     """
@@ -134,11 +164,15 @@ def _at_hand(critic: Critic) -> AbstractContextManager[Any]:
 def score(
     critics: Mapping[str, Critic], samples: Samples, questions: Sequence[Question], before: Before | None = None
 ) -> Tensor:
-    """log P(wanted answer), [B, Q] on the CPU, without gradient; nan where a question is not for a sample's prompt."""
-    found = torch.full((len(samples.images), len(questions)), torch.nan)
-    for replies in ask(critics, samples, questions, before or {}):
+    """log P(wanted answer), [B, Q] on the CPU, without gradient; nan where a question is not for a sample's prompt.
+
+    P is the mean over all wordings of a question.
+    """
+    spelled = Spelled.out(questions)
+    found = torch.full((len(samples.images), len(spelled.questions)), torch.nan)
+    for replies in ask(critics, samples, spelled.questions, spelled.before(before or {})):
         found[replies.rows[:, None], torch.tensor(replies.members)] = replies.answer.float().cpu()
-    return found.where(is_asked(questions, samples.prompt_indices), torch.nan)
+    return spelled.mean(found.where(is_asked(spelled.questions, samples.prompt_indices), torch.nan))
 
 
 def answers_before(critics: Mapping[str, Critic], base: Samples, questions: Sequence[Question]) -> Before:
@@ -178,7 +212,7 @@ def check_questions(
                 f"The overlay of question {number} is plain data. Build it first: "
                 "Recipe.load(path, build_overlay=dual_process.overlays.build)."
             )
-        if PROMPT in question.text and prompts is None:
+        if prompts is None and any(PROMPT in text for text in question.texts):
             raise RecipeError(
                 f"Question {number} uses {PROMPT}, but the prompts carry no words here, as CONDITIONINGs of ComfyUI do "
                 f"not. Write the words into the question, or ask something and give the answer '{AS_BEFORE}'."
@@ -196,10 +230,11 @@ def check_questions(
 def _check_agreement(questions: Sequence[Question]) -> None:
     """Raises RecipeError where one question is to be answered in two ways about the same pictures."""
     for one, other in itertools.combinations(questions, 2):
-        same = (one.text, one.overlay, one.critic) == (other.text, other.overlay, other.critic)
+        same = [text for text in one.texts if text in other.texts]
+        alike = (one.overlay, one.critic) == (other.overlay, other.critic)
         shared = one.prompts is None or other.prompts is None or {*one.prompts} & {*other.prompts}
-        if same and shared and one.answer != other.answer:
+        if same and alike and shared and one.answer != other.answer:
             raise RecipeError(
-                f"The question {one.text!r} is to be answered {one.answer!r} and {other.answer!r} at once. Leave one "
+                f"The question {same[0]!r} is to be answered {one.answer!r} and {other.answer!r} at once. Leave one "
                 "out, or give each its own prompts."
             )

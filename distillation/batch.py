@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from ..core.protocols import Critic, Draw, Estimate, Generator, Need
 from .asking import Samples, answers_before
 from .loss import vqa_loss
 from .penalties import ANCHORS, JUDGED, PENALTIES
+from .question import Question
 from .recipe import Recipe
 from .result import Preview
 
@@ -33,13 +34,15 @@ def learn_from(
     generator: Generator,
     critics: Mapping[str, Critic],
     recipe: Recipe,
+    questions: Sequence[Question],
     draw: Draw,
     anchors: Draw | None,
     take_turns: bool,
 ) -> Batch:
     """Learns from one batch; its gradient is added to the LoRA's, divided by the number of batches of a step.
 
-    `anchors` are the samples of the penalties that ask for some beside the judged ones.
+    `questions` are the recipe's, in the wordings of this step; `anchors` the samples of the penalties that ask for some
+    beside the judged ones.
     With `take_turns` the generator enters its `training()` only while it works; else the caller has entered it. One
     that cannot keep its graph meanwhile makes each picture twice, first without gradient for the critics.
     """
@@ -49,14 +52,14 @@ def learn_from(
     needs.add("image")
     with turn(), torch.set_grad_enabled(not twice):
         estimate = generator.estimate(draw, {"image"} if twice else needs)
-        base = _base_samples(generator, recipe, draw)
+        base = _base_samples(generator, questions, draw)
     image = estimate.get("image")
     preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices)
     if not torch.isfinite(image).all():
-        unknown = torch.full((len(image), len(recipe.questions)), torch.nan)
+        unknown = torch.full((len(image), len(questions)), torch.nan)
         return Batch(math.nan, unknown, dict.fromkeys(recipe.penalties, 0.0), preview)
-    before = {} if base is None else answers_before(critics, base, recipe.questions)
-    judged = vqa_loss(critics, Samples(image, draw.prompt_indices, generator.prompts), recipe.questions, before)
+    before = {} if base is None else answers_before(critics, base, questions)
+    judged = vqa_loss(critics, Samples(image, draw.prompt_indices, generator.prompts), questions, before)
     with turn():
         if twice:
             estimate = generator.estimate(draw, needs)  # the same picture, now with its graph
@@ -71,9 +74,9 @@ def learn_from(
     return Batch(judged.loss, judged.log_likelihood, {n: float(v.detach()) for n, v in penalties.items()}, preview)
 
 
-def _base_samples(generator: Generator, recipe: Recipe, draw: Draw) -> Samples | None:
+def _base_samples(generator: Generator, questions: Sequence[Question], draw: Draw) -> Samples | None:
     """The base model's own estimates for a draw, where a question is to be answered as before."""
-    if not any(question.is_as_before for question in recipe.questions):
+    if not any(question.is_as_before for question in questions):
         return None
     estimate = generator.estimate(replace(draw, base_trajectory=True), {"base_image"})
     return Samples(estimate.get("base_image"), draw.prompt_indices, generator.prompts)

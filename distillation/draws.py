@@ -1,11 +1,17 @@
-"""Random draws: every sample's prompt, noise and sampler step come from (seed, step, sample index) alone."""
+"""Random draws: every sample's prompt, noise and sampler step come from (seed, step, sample index) alone.
+
+So do the wordings of questions, from (seed, step, question).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..core.protocols import Draw
-from .recipe import Recipe
+from .question import Question
+from .recipe import SAMPLED, Recipe
+
+WORDING_STREAM = 3  # sets these draws apart from those of samples and anchors
 
 
 def draw_batch(recipe: Recipe, step: int, first_sample: int, num_prompts: int, num_inference_steps: int) -> Draw:
@@ -31,3 +37,20 @@ def draw_batch(recipe: Recipe, step: int, first_sample: int, num_prompts: int, n
         renoise_times=tuple(times) if renoise else None,
         renoise_seeds=tuple(renoise_seeds) if renoise else None,
     )
+
+
+def draw_questions(recipe: Recipe, step: int) -> tuple[Question, ...]:
+    """What a step asks: of each question one wording, where wordings are sampled.
+
+    All samples of a step hear the same one, so that paraphrases cost the critic nothing.
+    """
+    if recipe.wordings != SAMPLED:
+        return recipe.questions
+    return tuple(_one_wording(q, recipe.seed, step, number) for number, q in enumerate(recipe.questions))
+
+
+def _one_wording(question: Question, seed: int, step: int, number: int) -> Question:
+    if not question.paraphrases:
+        return question
+    random = np.random.default_rng([seed, step, number, WORDING_STREAM])
+    return question.worded(question.texts[int(random.integers(len(question.texts)))])

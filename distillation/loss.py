@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Critic
-from .asking import Before, Samples, ask
+from .asking import Before, Samples, Spelled, ask
 from .question import Question
 
 
@@ -37,15 +37,18 @@ def vqa_loss(
     A question with a contrast counts as −(log P(answer) − log P(contrast)), which is not bounded below. `before` holds
     the wanted answers of questions "as before".
 
+    Of a question with paraphrases all wordings are asked; the mean of their losses counts, and their mean P is told.
+
     The image is cut from the generator's graph; each critic adds its gradient to it, one after the other, so that no
     two critics' graphs, and no generator's, need to be in memory at once. Critics see the image clamped to [0, 1]:
     past saturation there is no gradient.
     """
     leaf = samples.images.detach().requires_grad_()
-    weights = question_weights(questions, samples.prompt_indices).to(leaf)
-    log_likelihood = torch.full((len(leaf), len(questions)), torch.nan)
+    spelled = Spelled.out(questions)
+    weights = question_weights(spelled.questions, samples.prompt_indices).to(leaf)
+    log_likelihood = torch.full((len(leaf), len(spelled.questions)), torch.nan)
     total = 0.0
-    for replies in ask(critics, replace(samples, images=leaf), questions, before or {}):
+    for replies in ask(critics, replace(samples, images=leaf), spelled.questions, spelled.before(before or {})):
         share = weights[replies.rows.to(leaf.device)][:, replies.members]
         lead = (replies.answer - replies.contrast).to(leaf)
         loss = -(lead * share).sum() / len(leaf)
@@ -54,4 +57,4 @@ def vqa_loss(
         heard = torch.where(share > 0, replies.answer.detach().to(leaf), torch.nan).cpu()
         log_likelihood[replies.rows[:, None], torch.tensor(replies.members)] = heard
     assert leaf.grad is not None
-    return VqaLoss(total, log_likelihood, leaf.grad)
+    return VqaLoss(total, spelled.mean(log_likelihood), leaf.grad)

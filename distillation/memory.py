@@ -11,7 +11,7 @@ from ..core.sizes import ModelSize
 from ..core.streaming import Offload
 from .asking import Asked, group_questions
 from .question import PROMPT, Question
-from .recipe import Recipe
+from .recipe import SAMPLED, Recipe
 
 GB = 1e9
 OVERHEAD = 0.04  # of what is held: blocks of the allocator that are partly used
@@ -101,7 +101,7 @@ def sizes_of(
     network, decoder, lora = generator.sizes(samples, recipe.rank, recipe.lora_targets, generator_bits)
     height, width = generator.pixels
     asked = [
-        critics[name].size(height, width, [_worded(recipe.questions[n], recipe) for n in members], samples, critic_bits)
+        critics[name].size(height, width, _asked([recipe.questions[n] for n in members], recipe), samples, critic_bits)
         for name, _, members in group_questions(recipe.questions)
         if hasattr(critics[name], "size")
     ]
@@ -110,10 +110,14 @@ def sizes_of(
     return Sizes(network, decoder, asked, lora, passes)
 
 
-def _worded(question: Question, recipe: Recipe) -> Asked:
-    """A question as it may be asked in training."""
-    text = question.text.replace(PROMPT, recipe.prompts[0] if recipe.prompts else "")
-    return Asked(text, question.choices[0] if question.is_as_before else question.answer)
+def _asked(questions: Sequence[Question], recipe: Recipe) -> list[Asked]:
+    """What a step may ask at most: of sampled wordings the longest, of averaged ones all."""
+    prompt = recipe.prompts[0] if recipe.prompts else ""
+    return [
+        Asked(text.replace(PROMPT, prompt), question.choices[0] if question.is_as_before else question.answer)
+        for question in questions
+        for text in ([max(question.texts, key=len)] if recipe.wordings == SAMPLED else question.texts)
+    ]
 
 
 @dataclass(frozen=True)

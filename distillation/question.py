@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..core.errors import RecipeError
@@ -42,6 +42,9 @@ class Question:
     choices: tuple[str, ...] = field(
         default=("Yes", "No"), metadata={"help": "The answers out of which 'as before' takes the likeliest."}
     )
+    paraphrases: tuple[str, ...] = field(
+        default=(), metadata={"help": "Further wordings of the question, with the same wanted answer."}
+    )
 
     def __post_init__(self) -> None:
         check(isinstance(self.text, str), "a question's text", "some text", self.text)
@@ -68,6 +71,21 @@ class Question:
         good = len({*choices}) == len(choices) >= 2 and all(isinstance(c, str) and c.strip() for c in choices)
         check(good, "a question's choices", "at least two different texts", self.choices)
         object.__setattr__(self, "choices", choices)
+        check(is_list(self.paraphrases), "a question's paraphrases", "a list of texts", self.paraphrases)
+        object.__setattr__(self, "paraphrases", tuple(self.paraphrases))
+        for text in self.paraphrases:
+            check(isinstance(text, str) and bool(text.strip()), "a question's paraphrases", "texts, none empty", text)
+        if len({*self.texts}) < len(self.texts):
+            raise RecipeError(f"Two wordings of the question {self.text!r} are the same. Leave one out.")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All wordings."""
+        return (self.text, *self.paraphrases)
+
+    def worded(self, text: str) -> Question:
+        """This question in one of its wordings alone."""
+        return replace(self, text=text, paraphrases=())
 
     @property
     def is_as_before(self) -> bool:
@@ -84,4 +102,5 @@ class Question:
         if self.prompts is not None:
             data["prompts"] = list(self.prompts)
         data["choices"] = list(self.choices)
+        data["paraphrases"] = list(self.paraphrases) or None  # later than the first version, whose files lack it
         return {name: value for name, value in data.items() if value is not None}

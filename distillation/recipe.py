@@ -25,6 +25,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 MAX_SEED = 2**64 - 1  # the largest that torch, and ComfyUI's seed widget, take
 BuildOverlay = Callable[[Any], Overlay]
+SAMPLED, AVERAGED = "sampled", "averaged"  # what is done with paraphrases
 OLD_PENALTIES = {"velocity_weight": "velocity", "range_weight": "range"}  # keys of version 0.1
 
 
@@ -103,6 +104,13 @@ class Recipe:
         default=None, metadata={"help": "Stop early when every P(answer) is above this …"}
     )
     stop_steps: int = field(default=5, metadata={"help": "… for this many steps in a row."})
+    wordings: str = field(
+        default=SAMPLED,
+        metadata={
+            "help": "Of questions with paraphrases: 'sampled': each step asks one wording, drawn at random; "
+            "'averaged': each step asks all, and takes the mean of their losses."
+        },
+    )
     velocity_weight: InitVar[float | None] = None  # as version 0.1 named `penalties`
     range_weight: InitVar[float | None] = None
 
@@ -143,6 +151,7 @@ class Recipe:
             check_number("stop_probability", self.stop_probability, above=0, most=1)
         check(self.lr_schedule in ("constant", "cosine"), "lr_schedule", "'constant' or 'cosine'", self.lr_schedule)
         check(self.timesteps in ("sampler", "renoise"), "timesteps", "'sampler' or 'renoise'", self.timesteps)
+        check(self.wordings in (SAMPLED, AVERAGED), "wordings", f"'{SAMPLED}' or '{AVERAGED}'", self.wordings)
 
     @property
     def sampling(self) -> Sampling:
@@ -163,6 +172,8 @@ class Recipe:
         data["penalties"] = dict(self.penalties)
         data["anchors"] = dict(vars(self.anchors))
         data["questions"] = [q.to_dict() for q in self.questions]
+        if self.wordings == SAMPLED:  # later than the first version, whose checkpoints are compared with this
+            del data["wordings"]
         return share_pictures({name: value for name, value in data.items() if value is not None})
 
     @classmethod

@@ -18,7 +18,7 @@ from .anchors import Anchor, OnAnchor, draw_anchors, find_anchors
 from .asking import check_questions
 from .batch import Batch, learn_from, needs_of
 from .checkpoint import Checkpoint
-from .draws import draw_batch
+from .draws import draw_batch, draw_questions
 from .penalties import ANCHORS
 from .recipe import Recipe
 from .result import (
@@ -164,7 +164,8 @@ class Run:
         first = micro * recipe.batch_size
         draw = draw_batch(recipe, step, first, self._num_prompts, steps)
         beside = draw_anchors(recipe, step, first, self.anchors, draw, steps) if self.anchors else None
-        return learn_from(self.generator, self.critics, recipe, draw, beside, self._take_turns)
+        questions = draw_questions(recipe, step)
+        return learn_from(self.generator, self.critics, recipe, questions, draw, beside, self._take_turns)
 
     def snapshot(self) -> Checkpoint:
         """All that it takes to go on from here, on the CPU."""

@@ -174,7 +174,8 @@ def evaluate(
     probabilities = []
     for question in control.questions:
         composites = question.overlay.apply(images) if question.overlay is not None else images
-        probabilities += [critic.log_likelihood(part, [question]).exp() for part in composites.split(16)]
+        asked = [question.worded(text) for text in question.texts]
+        probabilities += [critic.log_likelihood(part, asked).exp().mean(dim=1) for part in composites.split(16)]
     return {
         "p_answer": float(torch.cat(probabilities).mean()),
         **control.measure(images, base, pairs),

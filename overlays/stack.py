@@ -43,6 +43,10 @@ class Overlay:
         """Wordings of the questions that go with the layers, three for each; the wanted answer is Yes."""
         return tuple(text for layer in self.layers for text in layer.questions())
 
+    def wordings(self) -> tuple[tuple[str, ...], ...]:
+        """Those of each layer by themselves; of layers that ask the same, once."""
+        return tuple(dict.fromkeys(layer.questions() for layer in self.layers))
+
     def guards(self) -> tuple[str, ...]:
         """Questions to ask without the overlay, so that the instruction itself is not painted; the answer is Yes."""
         return tuple(dict.fromkeys(text for layer in self.layers for text in layer.guards()))

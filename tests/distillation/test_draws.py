@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fakes import recipe
 
-from dual_process.distillation.draws import draw_batch
+from dual_process.distillation import Question
+from dual_process.distillation.draws import draw_batch, draw_questions
 
 
 def samples(draw):
@@ -49,3 +52,24 @@ def test_renoise_times():
     assert 0 < min(times) < 0.1
     assert 0.9 < max(times) <= 1
     assert draw_batch(recipe(), 0, 0, 3, 4).renoise_times is None
+
+
+WORDED = (Question("a", paraphrases=("b", "c")), Question("d", "No", paraphrases=("e", "f")), Question("g"))
+
+
+def test_a_step_asks_one_wording_of_each_question():
+    settings = recipe(*WORDED)
+    asked = [draw_questions(settings, step) for step in range(200)]
+    assert all(q.paraphrases == () for questions in asked for q in questions)
+    texts = [tuple(q.text for q in questions) for questions in asked]
+    assert {*texts} == {(one, other, "g") for one in "abc" for other in "def"}  # each question draws for itself
+    assert all(40 < sum(row[0] == text for row in texts) < 95 for text in "abc")
+    assert [q.answer for q in asked[0]] == ["Yes", "No", "Yes"]
+    assert texts[50:60] == [tuple(q.text for q in draw_questions(settings, step)) for step in range(50, 60)]
+    other = [tuple(q.text for q in draw_questions(replace(settings, seed=1), step)) for step in range(200)]
+    assert other != texts
+
+
+def test_averaged_wordings_are_asked_as_they_are():
+    settings = recipe(*WORDED, wordings="averaged")
+    assert draw_questions(settings, 3) == settings.questions

@@ -29,6 +29,7 @@ from dual_process.distillation.draws import draw_batch
 
 LINE = overlays.horizon(0.4, thickness=0.3)
 QUESTIONS = (Question("a", overlay=LINE), Question("b", weight=0.5))
+WORDED = (Question("a", overlay=LINE, paraphrases=("c", "d")), Question("b", weight=0.5, paraphrases=("e",)))
 
 
 def lora(result):
@@ -123,6 +124,24 @@ def test_accumulation_equals_a_larger_batch():
     # NaN stands for a step in which the question was for none of the samples.
     for one, other in zip(whole.history, parts.history, strict=True):
         assert one.p_answer == pytest.approx(other.p_answer, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("wordings", ["sampled", "averaged"])
+def test_paraphrases_train_and_resume_and_accumulate_exactly(tmp_path, wordings):
+    settings = recipe(*WORDED, train_steps=9, wordings=wordings, batch_size=2)
+    critic = FakeCritic()
+    whole = distill(FakeGenerator(), critic, settings)
+    assert {text for call in critic.calls for text in call} == {*"abcde"}
+    assert all(len(report.p_answer) == 2 for report in whole.history)
+    path = interrupted_at(4, settings).save_checkpoint(tmp_path / "c.safetensors")
+    other = FakeCritic()
+    resumed = distill(FakeGenerator(), other, settings, resume_from=path)
+    assert other.calls == critic.calls[8:]  # two overlays, so two calls a step
+    assert same(lora(resumed), lora(whole))
+    assert timeless(resumed.history) == timeless(whole.history)
+    parts = distill(FakeGenerator(), FakeCritic(), replace(settings, batch_size=1, gradient_accumulation=2))
+    assert same(lora(whole), lora(parts), 1e-6)
+    assert [r.loss for r in parts.history] == pytest.approx([r.loss for r in whole.history], rel=1e-5)
 
 
 def interrupted_at(step, settings, **kwargs):
@@ -458,8 +477,8 @@ def test_a_run_starts_from_a_given_lora():
 
 
 def test_two_answers_to_one_question_are_refused():
-    both = (Question("a", "Yes"), Question("a", "No"))
-    with pytest.raises(RecipeError, match="to be answered 'Yes' and 'No' at once"):
-        distill(FakeGenerator(), FakeCritic(), recipe(*both))
+    for other in (Question("a", "No"), Question("b", "No", paraphrases=("a",))):
+        with pytest.raises(RecipeError, match="'a' is to be answered 'Yes' and 'No' at once"):
+            distill(FakeGenerator(), FakeCritic(), recipe(Question("a", "Yes"), other))
     apart = (Question("a", "Yes", prompts=(0,)), Question("a", "No", prompts=(1,)), Question("a", "No", overlay=LINE))
     assert distill(FakeGenerator(), FakeCritic(), recipe(*apart, train_steps=1)).steps == 1

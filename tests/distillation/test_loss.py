@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dual_process import overlays
 from dual_process.distillation import Question, RecipeError
-from dual_process.distillation.asking import Samples, answers_before, check_questions
+from dual_process.distillation.asking import Samples, answers_before, check_questions, score
 from dual_process.distillation.loss import question_weights
 from dual_process.distillation.loss import vqa_loss as vqa_loss_of
 from dual_process.distillation.penalties import PENALTIES
@@ -56,6 +56,30 @@ def test_one_call_for_each_critic_and_overlay():
     vqa_loss(critics, IMAGE, questions, [0, 0])
     assert critics["default"].calls == [["a", "c"], ["b"], ["e"]]
     assert critics["x"].calls == [["d"]]
+
+
+def test_averaged_wordings_are_the_mean_of_the_single_ones():
+    line = overlays.horizon(0.4, thickness=0.3)
+    several = Question("a", overlay=line, weight=3.0, paraphrases=("b", "c"))
+    other = Question("d", prompts=(1,))
+    critic = FakeCritic()
+    result = vqa_loss({"default": critic}, IMAGE, [several, other], [0, 1])
+    each = [vqa_loss({"default": FakeCritic()}, IMAGE, [several.worded(t), other], [0, 1]) for t in "abc"]
+    assert result.loss == pytest.approx(sum(r.loss for r in each) / 3, rel=1e-6)
+    assert torch.allclose(result.image_gradient, sum(r.image_gradient for r in each) / 3, atol=1e-7)
+    told = torch.stack([r.log_likelihood.exp() for r in each]).mean(dim=0)
+    assert torch.allclose(result.log_likelihood.exp(), told, equal_nan=True)
+    assert critic.calls == [["a", "b", "c"], ["d"]]  # one composite, one call
+    samples = Samples(IMAGE, [0, 1], None)
+    assert torch.allclose(score({"default": critic}, samples, [several, other]).exp(), told, equal_nan=True)
+
+
+def test_all_wordings_keep_the_answer_about_the_base_picture():
+    question = Question("a", answer="as before", paraphrases=("b",))
+    critic = CriticOfAnswers()
+    result = vqa_loss({"default": critic}, IMAGE, [question], [0, 0], before={0: ["Yes", "No"]})
+    wanted = [(log_p(f"a{a}", IMAGE)[i] + log_p(f"b{a}", IMAGE)[i]) / 2 for i, a in enumerate(("Yes", "No"))]
+    assert result.loss == pytest.approx(-float(sum(wanted)) / 2, rel=1e-6)
 
 
 class CriticOfAnswers(FakeCritic):
@@ -119,6 +143,7 @@ def test_no_gradient_past_saturation():
         (Question("a", overlay={"kind": "horizon", "position": 0.3}), "plain data"),
         (Question("a", prompts=(2,)), "only 0 to 1 exist"),
         (Question("Is it {prompt}?"), "carry no words"),
+        (Question("Is it?", paraphrases=("Is it {prompt}?",)), "carry no words"),
         (Question("a", prompts=(0,)), r"No question is for the prompts \[1\]"),
     ],
 )

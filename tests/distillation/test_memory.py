@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fakes import FakeCritic, FakeGenerator
 from fakes import recipe as tiny_run
 
 from dual_process.core.sizes import ModelSize
-from dual_process.distillation import DistillationFailed, distill
+from dual_process.distillation import DistillationFailed, Question, distill
 from dual_process.distillation.fallback import distill_by_plan
 from dual_process.distillation.memory import (
     CONTEXT,
@@ -23,6 +24,7 @@ from dual_process.distillation.memory import (
     choose,
     expect,
     fitting,
+    sizes_of,
     thriftier,
 )
 
@@ -53,6 +55,16 @@ def test_what_is_moved_and_computed():
     assert streamed.moved == ((2 + 2) * 24 + 2 * 1 + 2 * 16) * GB
     assert streamed.flops == pytest.approx((3 + 2) * 2e13 + 3 * 2e12 + 3 * 7e12)
     assert streamed.seconds(bandwidth=10e9, speed=1e13) == pytest.approx(13.0 + 12.7)
+
+
+@pytest.mark.parametrize(("wordings", "texts"), [("sampled", ["longer"]), ("averaged", ["a", "longer", "b"])])
+def test_what_a_step_asks_at_most_counts(wordings, texts):
+    heard = []
+    critic = SimpleNamespace(size=lambda height, width, asked, samples, bits: heard.extend(asked) or CRITIC)
+    generator = SimpleNamespace(sizes=lambda *_: (NETWORK, DECODER, 0), pixels=(8, 8), num_inference_steps=1)
+    question = Question("a", paraphrases=("longer", "b"))
+    sizes_of(generator, {"default": critic}, tiny_run(question, wordings=wordings))
+    assert [one.text for one in heard] == texts
 
 
 def test_the_fastest_plan_that_fits_is_chosen():

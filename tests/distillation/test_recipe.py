@@ -25,7 +25,7 @@ def test_what_is_written_can_be_read(tmp_path, suffix):
     recipe = Recipe(
         questions=(
             Question("Is it?", overlay=stack, weight=0.5, prompts=(0, 2)),
-            Question('Is it "blue"?', "No", critic="other"),
+            Question('Is it "blue"?', "No", critic="other", paraphrases=('Is it "azure"?', "Is it bluish?")),
         ),
         prompts=("a", "b – c", "d"),
         train_steps=7,
@@ -33,6 +33,7 @@ def test_what_is_written_can_be_read(tmp_path, suffix):
         stop_probability=0.9,
         timesteps="renoise",
         seed=2**64 - 1,
+        wordings="averaged",
     )
     path = tmp_path / f"recipe{suffix}"
     recipe.save(path)
@@ -68,6 +69,7 @@ def _picture():
         ({"height": 0}, "height"),
         ({"lr_schedule": "linear"}, "'constant' or 'cosine'"),
         ({"timesteps": "random"}, "'sampler' or 'renoise'"),
+        ({"wordings": "mixed"}, "wordings to be 'sampled' or 'averaged', got 'mixed'"),
         ({"prompts": "one text"}, "prompts"),
         ({"questions": ()}, "at least one Question"),
         ({"questions": 5}, "questions to be a list"),
@@ -97,11 +99,24 @@ def test_bad_values_are_named(change, message):
         *({"text": 3}, {"answer": 3}, {"critic": ""}, {"contrast": ""}, {"contrast": "Yes"}),
         *({"weight": 0.0}, {"weight": math.nan}, {"weight": True}),
         *({"prompts": ()}, {"prompts": (-1,)}, {"prompts": 3}, {"prompts": "01"}),
+        *({"paraphrases": "Is it?"}, {"paraphrases": ("",)}, {"paraphrases": (3,)}),
     ],
 )
 def test_bad_questions_are_named(change):
     with pytest.raises(RecipeError, match=f"a question's {next(iter(change))}"):
         Question(**{"text": "Is it?", **change})
+
+
+@pytest.mark.parametrize("paraphrases", [("Is it?",), ("Was it?", "Was it?")])
+def test_the_same_wording_twice_is_named(paraphrases):
+    with pytest.raises(RecipeError, match=r"Two wordings of the question 'Is it\?' are the same"):
+        Question("Is it?", paraphrases=paraphrases)
+
+
+def test_what_came_later_is_left_out_at_its_default():
+    data = Recipe(QUESTION).to_dict()
+    assert "wordings" not in data
+    assert "paraphrases" not in data["questions"][0]
 
 
 @pytest.mark.parametrize(

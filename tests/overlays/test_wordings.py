@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dual_process import overlays
+from dual_process.distillation import guard_questions, overlay_questions
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,16 @@ def test_a_stack_has_those_of_all_its_layers_and_each_guard_once():
     assert (line + strip + strip).questions() == line.questions() + strip.questions() * 2
     assert (line + strip + strip).guards() == line.guards() + strip.guards()
     assert overlays.line_weight(0.02).guards() == ("Is the line in the drawing black?",)
+
+
+def test_an_overlay_becomes_questions_with_its_own_wordings_and_guards():
+    line, strip = overlays.horizon(0.3), overlays.palette(["red"])
+    (one,) = overlay_questions(line, weight=2.0)
+    assert (one.texts, one.answer, one.weight, one.overlay) == (line.questions(), "Yes", 2.0, line)
+    stack = line + strip + line
+    asked = overlay_questions(stack)
+    assert [q.texts for q in asked] == [line.questions(), strip.questions()]
+    assert [(q.weight, q.overlay) for q in asked] == [(0.5, stack)] * 2
+    guards = guard_questions(stack)
+    assert tuple(q.text for q in guards) == stack.guards()
+    assert [(q.answer, q.weight, q.overlay, q.role) for q in guards] == [("Yes", 0.25, None, "keep")] * 2
