@@ -41,12 +41,12 @@ class AskVLMCritic(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="answers", tooltip="A line for each picture and question: reply and P(wanted answer)."
+                    display_name="answers", tooltip="A line for each picture and wording: reply and P(wanted answer)."
                 ),
                 io.Float.Output(
                     display_name="p_answer",
                     is_output_list=True,
-                    tooltip="P(wanted answer), 0 to 1, a list: the questions of the first picture, then the next's.",
+                    tooltip="P(wanted answer), 0 to 1, a list: the wordings of the first picture, then the next's.",
                 ),
                 io.Image.Output(
                     display_name="image", tooltip="What the critic saw: each picture with the first question's overlay."
@@ -59,7 +59,8 @@ class AskVLMCritic(io.ComfyNode):
     def execute(
         cls, critic: Any, image: Tensor, max_new_tokens: int, questions: dict[str, Any] | None = None
     ) -> io.NodeOutput:
-        asked = [replace(q, answer=q.choices[0]) if q.is_as_before else q for q in connected(questions)]
+        asked = [q.worded(text) for q in connected(questions) for text in q.texts]
+        asked = [replace(q, answer=q.choices[0]) if q.is_as_before else q for q in asked]
         bar = comfy.utils.ProgressBar(len(image), node_id=cls.hidden.unique_id)
         lines, p_answer, seen = [], [], []
         with outside_inference_mode():

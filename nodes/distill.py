@@ -26,6 +26,7 @@ class Distill(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         from ..distillation import Anchors, Recipe
         from ..distillation.penalties import PENALTIES
+        from ..distillation.recipe import AVERAGED, SAMPLED
 
         def help_of(name: str) -> str:
             return field_help(Recipe, name)
@@ -315,6 +316,14 @@ class Distill(io.ComfyNode):
                     optional=True,
                     tooltip="A smaller VAE for the same latents, such as taef1 for Flux from Load VAE: training makes "
                     "its pictures by it, for less memory and time. Finished pictures are the vae's.",
+                ),
+                io.Combo.Input(
+                    "wordings",
+                    options=[SAMPLED, AVERAGED],
+                    default=SAMPLED,
+                    optional=True,
+                    advanced=True,
+                    tooltip=help_of("wordings"),
                 ),
             ],
             outputs=[

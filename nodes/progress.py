@@ -12,6 +12,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 PREVIEW_SIZE = 512  # pixels
 
 
+def show_text(text: str, node_id: str | None) -> None:
+    """Shows a text on the face of a node, until the next one."""
+    server = getattr(PromptServer, "instance", None)
+    if node_id is not None and server is not None:
+        server.send_progress_text(text, node_id)
+
+
 class Progress:
     """Called after every step; remembers a cancel that ComfyUI reports only once."""
 
@@ -58,5 +65,5 @@ class Progress:
             self._cancelled = True
 
     def _say(self, text: str) -> None:
-        if self._node_id is not None and not self._has_view and getattr(PromptServer, "instance", None) is not None:
-            PromptServer.instance.send_progress_text(text, self._node_id)
+        if not self._has_view:
+            show_text(text, self._node_id)

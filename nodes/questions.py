@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from comfy_api.latest import io
 
+from .progress import show_text
 from .refusals import refused
 from .types import CATEGORY, Critic, Loss, Overlay, Question, VqaTerms
 
@@ -35,7 +36,7 @@ def connected(questions: dict[str, Any] | None) -> list[Any]:
     """
     from ..distillation import RecipeError
 
-    found = [question for question in (questions or {}).values() if question is not None]
+    found = [question for wire in (questions or {}).values() if wire is not None for question in wire]
     if not found:
         raise RecipeError(
             "No question is connected: connect a VLM Question, and see that it is neither muted nor bypassed."
@@ -76,6 +77,39 @@ def prompt_numbers(text: str) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(numbers)) or None
 
 
+def control_questions(question: str, answer: str, weight: float, overlay: Any, paraphrases: str) -> tuple[Any, ...]:
+    """The question that is typed, with its other wordings, one a line; those of the overlay where none is typed.
+
+    Raises:
+        RecipeError: there is neither, or other wordings of nothing.
+    """
+    from ..distillation import Question as Asked
+    from ..distillation import RecipeError, overlay_questions
+
+    others = tuple(filter(None, (line.strip() for line in paraphrases.splitlines())))
+    if question.strip():
+        return (Asked(question.strip(), answer.strip(), weight, overlay, paraphrases=others),)
+    if overlay is None:
+        raise RecipeError("The question is empty: type one, or connect an overlay, which brings its own along.")
+    if others:
+        raise RecipeError("There are paraphrases of no question: type it, or empty them to ask the overlay's own.")
+    return overlay_questions(overlay, answer.strip(), weight)
+
+
+def overlay_guards(overlay: Any, weight: float) -> tuple[Any, ...]:
+    """What is asked beside a question of some weight, so that nobody paints the overlay.
+
+    Raises:
+        RecipeError: there is no overlay.
+    """
+    from ..distillation import RecipeError, guard_questions
+    from ..distillation.presets import KEEP_WEIGHT
+
+    if overlay is None:
+        raise RecipeError("Guards are the overlay's: connect one, or switch them off.")
+    return guard_questions(overlay, KEEP_WEIGHT * weight)
+
+
 class VLMQuestion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -85,14 +119,16 @@ class VLMQuestion(io.ComfyNode):
             node_id="DualProcessVLMQuestion",
             display_name="VLM Question",
             category=CATEGORY,
-            description="A question for the critic and the answer that is wanted.",
-            search_aliases=["vqa question", "ask"],
+            description="A question for the critic and the answer that is wanted. Left empty, it is the "
+            "overlay's own, in several wordings.",
+            search_aliases=["vqa question", "ask", "paraphrase", "guard"],
             inputs=[
                 io.String.Input(
                     "question",
                     multiline=True,
                     default="Is the overlaid red line aligned with the horizon of the scene?",
-                    tooltip=f"{field_help(Asked, 'text')} A Yes/No question works best.",
+                    tooltip=f"{field_help(Asked, 'text')} A Yes/No question works best. Empty: the overlay's own "
+                    "wordings.",
                 ),
                 io.String.Input("answer", default="Yes", tooltip=field_help(Asked, "answer")),
                 io.Float.Input(
@@ -112,23 +148,48 @@ class VLMQuestion(io.ComfyNode):
                     tooltip=f"{field_help(Asked, 'contrast')} For questions other than Yes/No. Empty: none.",
                 ),
                 prompts_input(),
+                io.String.Input(
+                    "paraphrases",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"{field_help(Asked, 'paraphrases')} One a line; training hears them in turn at random.",
+                ),
+                io.Boolean.Input(
+                    "guards",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Also ask the overlay's guard questions, such as whether the image is free of the line: "
+                    "without the overlay, so that the model does not learn to paint it. Together half the weight.",
+                ),
             ],
-            outputs=[Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic.")],
+            outputs=[
+                Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic, with all wordings.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, question: str | None = None) -> bool | str:
-        return check_text(cls, question)
-
-    @classmethod
     def execute(
-        cls, question: str, answer: str, weight: float, overlay: Any = None, contrast: str = "", prompts: str = ""
+        cls,
+        question: str,
+        answer: str,
+        weight: float,
+        overlay: Any = None,
+        contrast: str = "",
+        prompts: str = "",
+        paraphrases: str = "",
+        guards: bool = False,
     ) -> io.NodeOutput:
-        from ..distillation import Question as Asked
-
         other, chosen = contrast.strip() or None, prompt_numbers(prompts)
-        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, prompts=chosen, contrast=other))
+        control = control_questions(question, answer, weight, overlay, paraphrases)
+        asked = [replace(q, prompts=chosen, contrast=other) for q in control]
+        asked += [replace(q, prompts=chosen) for q in (overlay_guards(overlay, weight) if guards else ())]
+        if guards or not question.strip():  # nobody has typed these
+            show_text("\n".join(text for q in asked for text in q.texts), cls.hidden.unique_id)
+        return io.NodeOutput(tuple(asked))
 
 
 class KeepQuestion(io.ComfyNode):
@@ -178,7 +239,7 @@ class KeepQuestion(io.ComfyNode):
         from ..distillation import Question as Asked
 
         chosen = prompt_numbers(prompts)
-        return io.NodeOutput(Asked(question.strip(), answer.strip(), weight, overlay, prompts=chosen, role="keep"))
+        return io.NodeOutput((Asked(question.strip(), answer.strip(), weight, overlay, prompts=chosen, role="keep"),))
 
 
 class VQALoss(io.ComfyNode):

@@ -134,6 +134,7 @@ def empty_latent(height: int, width: int) -> dict[str, Any]:
 def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """The critics by name, and the recipe that asks each its own questions."""
     from ..distillation import Recipe
+    from ..distillation.recipe import SAMPLED
 
     critics, questions = critics_and_questions(sources.loss)
     questions = (*questions, *kept_by_the_preset(sources, plan, questions, widgets["keep_questions"]))
@@ -144,6 +145,7 @@ def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[
         prompts=sources.prompts.texts or (),
         held_out=sources.prompts.held_out_texts if sources.prompts.texts is not None else (),
         stop_probability=None if stop >= 1 else stop,
+        wordings=widgets.get("wordings", SAMPLED),
         **given,
         **plan.recipe,
     )
@@ -156,7 +158,8 @@ def kept_by_the_preset(sources: Sources, plan: Plan, questions: Sequence[Any], c
     from ..evaluation.held_out import can_read
 
     texts, critic = sources.prompts.texts, sources.loss.terms[0][0]
-    if choice != FROM_PRESET or texts is None or any(q.role == "keep" for q in questions):
+    guards = {text for q in questions if q.overlay is not None for text in q.overlay.guards()}
+    if choice != FROM_PRESET or texts is None or any(q.role == "keep" and q.text not in guards for q in questions):
         return ()
     return tuple(q for q in keep_questions(plan.preset, texts) if can_read(critic, q.text))
 
@@ -401,6 +404,7 @@ def unknown_words(plan: Plan, critics: dict[str, Any], recipe: Any) -> list[str]
             notes.append(f"The demo models do not know {', '.join(strange)}; they know {', '.join(PROMPT_WORDS)}.")
     for question in recipe.questions:
         know = getattr(critics[question.critic], "unknown_words", lambda text: [])
-        if strange := know(f"{question.text} {question.answer}".replace(AS_BEFORE, "")):
-            notes.append(f"The critic cannot read {', '.join(strange)} in {question.text!r}, and guesses.")
+        for text in question.texts:
+            if strange := know(f"{text} {question.answer}".replace(AS_BEFORE, "")):
+                notes.append(f"The critic cannot read {', '.join(strange)} in {text!r}, and guesses.")
     return notes

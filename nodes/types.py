@@ -14,7 +14,7 @@ from torch import Tensor
 CATEGORY = "dual process"
 
 Critic = io.Custom("DUAL_PROCESS_CRITIC")
-Question = io.Custom("DUAL_PROCESS_QUESTION")
+Question = io.Custom("DUAL_PROCESS_QUESTION")  # a tuple of questions
 Overlay = io.Custom("DUAL_PROCESS_OVERLAY")
 Loss = io.Custom("DUAL_PROCESS_LOSS")
 Prompts = io.Custom("DUAL_PROCESS_PROMPTS")

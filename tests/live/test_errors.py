@@ -24,7 +24,16 @@ const bypass = type => { find(type).mode = 4; };
 """
 # What is done to the template, the node that says so, and what it says first.
 WRONG = {
-    "empty question": ("set('VLMQuestion', 'question', ' ')", "VLMQuestion", "The question is empty: type one."),
+    "empty question": (
+        "set('VLMQuestion', 'question', ' '); find('VLMQuestion').disconnectInput(0)",
+        "VLMQuestion",
+        "The question is empty: type one, or connect an overlay",
+    ),
+    "empty keep question": (
+        "add('DualProcessKeepQuestion', {question: ' '}, 'VQALoss', 'questions.question1')",
+        "KeepQuestion",
+        "The question is empty: type one.",
+    ),
     "two answers to one question": (
         "const other = add('DualProcessVLMQuestion', {answer: 'No'}, 'VQALoss', 'questions.question1');"
         "find('HorizonOverlay').connect(0, other, 'overlay')",

@@ -179,7 +179,7 @@ NO_CRITIC = {"none": node("DualProcessLoadVLMCritic", model=NO_VLM, dtype="auto"
     ("broken", "message"),
     [
         (lambda g: without(g, "distil", "loss"), "loss"),
-        (lambda g: change(g, "question", question="   "), "The question is empty"),
+        (lambda g: without(change(g, "question", question="   "), "question", "overlay"), "The question is empty"),
         (lambda g: change(g, "distil", train_steps=0), "train_steps"),
         (lambda g: change(g, "distil", cfg=5.0), "negative CONDITIONING"),
         (lambda g: change(g, "save", name="../../evil"), "below models/loras"),

@@ -18,7 +18,7 @@ INPUTS = {
     "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download", "max_size"],
     "LoadDemoModels": [],
     "CriticFromCLIP": ["clip", "max_size"],
-    "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast", "prompts"],
+    "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast", "prompts", "paraphrases", "guards"],
     "KeepQuestion": ["question", "answer", "weight", "overlay", "prompts"],
     "VQALoss": ["critic", "loss", "questions"],
     "HorizonOverlay": ["position", "color", "thickness", "overlay", "tilt"],
@@ -45,7 +45,7 @@ INPUTS = {
         *("lora_alpha", "lr_schedule", "gradient_accumulation", "anchor_weight", "anchor_pool", "velocity_weight"),
         *("range_weight", "max_grad_norm", "stop_probability", "timesteps", "gradient_checkpointing", "memory"),
         *("look_every", "patience", "give", "checkpoint_every", "existing_lora"),
-        *("keep_questions", "structure_weight", "lora_targets", "target_pattern", "gradient_vae"),
+        *("keep_questions", "structure_weight", "lora_targets", "target_pattern", "gradient_vae", "wordings"),
     ],
 }
 
