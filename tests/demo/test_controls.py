@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import WEIGHTS
 from dual_process.demo.controls import CONTROLS, horizon_control
 from dual_process.demo.runner import run_control
-from dual_process.distillation import Recipe, distill
+from dual_process.distillation import Anchors, Recipe, distill, guard_questions, overlay_questions
 from dual_process.generators.noise import draw_noise
 
 
@@ -105,6 +106,19 @@ def test_the_other_controls_are_learned_and_keep_the_structure(tmp_path, name):
     else:
         distance = "palette_error_ciede2000"
         assert after[distance]["mean"] <= 0.45 * before[distance]["mean"]
+
+
+def test_a_control_may_ask_the_overlays_own_wordings_and_guards(models, tmp_path):
+    plain, line = (
+        horizon_control(0.3, train_steps=2, batch_size=2, anchors=Anchors(pool=4, least=2)),
+        overlays.horizon(0.3),
+    )
+    asked = (*overlay_questions(line), *guard_questions(line), *plain.recipe.questions[1:])
+    control = replace(plain, recipe=replace(plain.recipe, questions=asked), asked=asked[:1])
+    run = run_control(control, *models, tmp_path, pairs=4)
+    assert run.report["recipe"]["questions"][0]["paraphrases"] == [*line.questions()[1:]]
+    assert all(len(report.p_answer) == len(asked) for report in run.result.history)
+    assert Recipe.from_dict(run.report["recipe"], overlays.build) == control.recipe
 
 
 def test_resuming_on_the_real_generator_is_bit_exact(models, tmp_path):

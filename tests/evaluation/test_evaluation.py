@@ -211,6 +211,15 @@ def test_evaluation_asks_what_training_asked():
     assert measures == {"p_answer": pytest.approx(((a + b) / 2).mean().item(), rel=1e-5), "seen": 20}
 
 
+def test_evaluation_asks_every_wording_and_counts_a_question_once():
+    control = replace(CONTROL, recipe=Recipe((Question("a", paraphrases=("c", "d")), Question("b"))))
+    images = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pairs = make_pairs(control, 20, lambda seeds: torch.tensor(seeds))
+    a, b, c, d = (torch.sigmoid(images.flatten(1) @ FakeCritic.direction(text)).mean() for text in "abcd")
+    measures = evaluate(control, FakeCritic(), images, images, pairs, trained=False)
+    assert measures == {"p_answer": pytest.approx((((a + c + d) / 3 + b) / 2).item(), rel=1e-5)}
+
+
 def test_a_control_may_ask_less_than_its_recipe():
     recipe = Recipe((Question("a"), Question("b", prompts=(0,))))
     control = replace(CONTROL, recipe=recipe, asked=recipe.questions[:1])
