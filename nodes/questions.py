@@ -154,7 +154,8 @@ class VLMQuestion(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip=f"{field_help(Asked, 'paraphrases')} One a line; training hears them in turn at random.",
+                    tooltip=f"{field_help(Asked, 'paraphrases')} One a line; wordings in Distill LoRA says "
+                    "how they are asked.",
                 ),
                 io.Boolean.Input(
                     "guards",

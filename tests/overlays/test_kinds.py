@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import golden
 import numpy as np
 import pytest
 import tomli_w
@@ -216,14 +217,14 @@ def test_a_preview_equals_training_to_one_of_255(kind):
     assert abs(trained.permute(1, 2, 0).numpy() - wanted).max() <= 1.01 / 255
 
 
-@pytest.mark.parametrize("kind", EACH)
-def test_the_gradient_equals_finite_differences(kind):
+@pytest.mark.parametrize("overlay", golden.EACH.values(), ids=golden.EACH)
+def test_the_gradient_equals_finite_differences(overlay):
     random = torch.Generator().manual_seed(0)
     picture = torch.rand(1, 3, 64, 80, generator=random, dtype=torch.float64)
     weight, way = (torch.randn(1, 3, 64, 80, generator=random, dtype=torch.float64) for _ in range(2))
 
     def measure(image):
-        return (weight * EACH[kind].apply(image).square()).sum()
+        return (weight * overlay.apply(image).square()).sum()
 
     leaf = picture.clone().requires_grad_()
     measure(leaf).backward()
