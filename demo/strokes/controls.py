@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import overlays
-from ...distillation import PRESETS, Question, Recipe
+from ...distillation import PRESETS, Question, Recipe, guard_questions, overlay_questions
 from ...distillation.question import KEEP
 from ...evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ...evaluation.fidelity import Truth
@@ -44,6 +44,7 @@ NOISE_SHAPE = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 BAR = 8 / IMAGE_SIZE  # y of the bar that shows the line weight: in the sky, above all objects
 DEFAULT_THICKNESS = 4.0
 CLEARLY_NEARER = 0.05
+RED = 0.25  # by which a pixel's red is above its green and blue; nothing in this world is red
 Places = tuple[tuple[float, float], tuple[float, float]]  # (column x in pixels, depth) of the left and right object
 DEFAULT_PLACES: Places = ((16.0, 0.15), (112.0, 0.85))
 
@@ -66,6 +67,7 @@ _HELD_OUT_TWO = _prompts(_pairs_of(2, 5), 1)
 KEPT = (
     Guard("as_prompted", "what the prompt says", drop=0.1, name="share of pictures with the prompt's objects"),
     Guard("drawing_psnr", "clean drawings", least=20.0, name="PSNR in dB to a drawing of what can be read"),
+    Guard("red_share", "pictures without the red of the instruction", most=0.002, name="share of red pixels"),
     Guard("sharpness", "sharp edges", least=0.5),
     Guard("sharpness", "smooth areas", most=2.0),
     Guard("diversity", "variety between seeds", least=0.4),
@@ -88,10 +90,21 @@ def keep_questions(prompts: Sequence[str]) -> tuple[Question, ...]:
     )
 
 
-def _recipe(asked: Sequence[Question], prompts: Sequence[str], seed: int, **changes: Any) -> Recipe:
+def _taught(overlay: overlays.Overlay, seed: int, paraphrases: bool, guards: bool, **changes: Any) -> dict[str, Any]:
+    """What all controls share: what is asked, of which prompts, and the settings of the world's preset."""
     preset = PRESETS[PRESET]
-    settings = {"questions": tuple(asked), "num_inference_steps": preset.steps, **preset.recipe}
-    return Recipe(prompts=tuple(prompts), seed=seed, **{**settings, **changes})
+    asked = overlay_questions(overlay)
+    if not paraphrases:
+        asked = tuple(replace(question, paraphrases=()) for question in asked)
+    guarded = guard_questions(overlay) if guards else ()
+    settings = {"questions": (*asked, *guarded, *keep_questions(_TWO)), "num_inference_steps": preset.steps}
+    return {
+        "recipe": Recipe(prompts=tuple(_TWO), seed=seed, **{**settings, **preset.recipe, **changes}),
+        "asked": asked,
+        "held_out": tuple(_HELD_OUT_TWO),
+        "own": _own,
+        "noise_shape": NOISE_SHAPE,
+    }
 
 
 def scenes_of(pairs: Pairs) -> Scenes:
@@ -190,6 +203,7 @@ def _measured(images: Tensor, pairs: Pairs) -> tuple[Reading, dict[str, Any]]:
     return reading, {
         "as_prompted": float(as_prompted(reading, pairs.prompts).float().mean()),
         "drawing_psnr": float(psnr(images, draw_reading(reading, scenes_of(pairs))).mean()),
+        "red_share": float((images[:, 0] - images[:, 1:].amax(dim=1) > RED).float().mean()),
     }
 
 
@@ -197,10 +211,14 @@ def _own(pairs: Pairs) -> Truth:
     return true_pictures(scenes_of(pairs))
 
 
-def line_weight_control(thickness: float = DEFAULT_THICKNESS, seed: int = 0, **changes: Any) -> Control:
-    """Outlines become as thick as a red bar: `thickness` in pixels of a picture of 128 × 128, 1 to 5."""
+def line_weight_control(
+    thickness: float = DEFAULT_THICKNESS, seed: int = 0, paraphrases: bool = True, guards: bool = True, **changes: Any
+) -> Control:
+    """Outlines become as thick as a red bar: `thickness` in pixels of a picture of 128 × 128, 1 to 5.
+
+    `paraphrases` and `guards` say whether all wordings are asked, and whether the instruction must not be painted.
+    """
     overlay = overlays.line_weight(thickness / IMAGE_SIZE, y=BAR)
-    question = Question(overlay.questions()[0], overlay=overlay)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
         reading, kept = _measured(images, pairs)
@@ -212,26 +230,23 @@ def line_weight_control(thickness: float = DEFAULT_THICKNESS, seed: int = 0, **c
 
     return Control(
         name="line_weight",
-        recipe=_recipe((question, *keep_questions(_TWO)), _TWO, seed, **changes),
-        asked=(question,),
-        held_out=tuple(_HELD_OUT_TWO),
         measure=measure,
         target=Bound(
             "line_weight_error_px.mean", "lower", 0.5, relative=True, name="the mean line weight error in pixels"
         ),
         guards=(*KEPT, EVEN, LIKE_TRUTH),
-        own=_own,
-        noise_shape=NOISE_SHAPE,
         truth=truth,
+        **_taught(overlay, seed, paraphrases, guards, **changes),
     )
 
 
-def depth_control(nearer: str = "right", seed: int = 0, **changes: Any) -> Control:
+def depth_control(
+    nearer: str = "right", seed: int = 0, paraphrases: bool = True, guards: bool = True, **changes: Any
+) -> Control:
     """The object at the "left" or at the "right" comes to be the nearer one: two labelled points."""
     far, near = (0.3, 0.82)
     points = [(0.125, far), (0.875, near)] if nearer == "right" else [(0.125, near), (0.875, far)]
     overlay = overlays.depth(points, order="BA" if nearer == "right" else "AB")
-    question = Question(overlay.questions()[0], overlay=overlay)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
         reading, kept = _measured(images, pairs)
@@ -239,14 +254,10 @@ def depth_control(nearer: str = "right", seed: int = 0, **changes: Any) -> Contr
 
     return Control(
         name="depth",
-        recipe=_recipe((question, *keep_questions(_TWO)), _TWO, seed, **changes),
-        asked=(question,),
-        held_out=tuple(_HELD_OUT_TWO),
         measure=measure,
         target=Bound("order_accuracy", "higher", 0.3, name="the share of pictures in the wanted order of depth"),
         guards=KEPT,
-        own=_own,
-        noise_shape=NOISE_SHAPE,
+        **_taught(overlay, seed, paraphrases, guards, **changes),
     )
 
 
@@ -257,11 +268,12 @@ def region_at(x: float, depth: float) -> tuple[float, float, float, float]:
     return (round(left, 4), round(top, 4), round(right - left, 4), round(bottom - top, 4))
 
 
-def composition_control(places: Places = DEFAULT_PLACES, seed: int = 0, **changes: Any) -> Control:
+def composition_control(
+    places: Places = DEFAULT_PLACES, seed: int = 0, paraphrases: bool = True, guards: bool = True, **changes: Any
+) -> Control:
     """Objects move to two red regions: `places` are (x in pixels, depth) of the left and of the right one."""
     regions = [region_at(x, depth) for x, depth in places]
     overlay = overlays.composition(regions=regions)
-    question = Question(overlay.questions()[0], overlay=overlay)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
         reading, kept = _measured(images, pairs)
@@ -272,23 +284,16 @@ def composition_control(places: Places = DEFAULT_PLACES, seed: int = 0, **change
 
     return Control(
         name="composition",
-        recipe=_recipe((question, *keep_questions(_TWO)), _TWO, seed, **changes),
-        asked=(question,),
-        held_out=tuple(_HELD_OUT_TWO),
         measure=measure,
         target=Bound("layout_iou", "higher", 0.3, name="the overlap of objects with their regions (IoU)"),
         guards=(*KEPT, EVEN, LIKE_TRUTH),
-        own=_own,
-        noise_shape=NOISE_SHAPE,
         truth=truth,
+        **_taught(overlay, seed, paraphrases, guards, **changes),
     )
 
 
 def with_places(scenes: Scenes, places: Places) -> Scenes:
-    """The same scenes, their first objects at places: the counterfactual of a perfect composition.
-
-    An object's middle comes to lie on that of its region, which is as large as a house.
-    """
+    """The same scenes, their first two objects at places: the counterfactual of a perfect composition."""
     x, depth = scenes.x.clone(), scenes.depth.clone()
     for j, (column, far) in enumerate(places):
         x[:, j] = column

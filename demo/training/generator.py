@@ -88,13 +88,15 @@ class Batch:
     reference: Tensor | None = None  # packed latents of a picture that the prompt changes
 
 
-def noised(
-    latents: Tensor, noise: Tensor, tokens: Tensor, generator: torch.Generator, reference: Tensor | None = None
-) -> Batch:
-    """Latents and noise [B, 16, h, w] at times that are 1 for 40 %, a quarter step for 25 %, else uniform."""
+def random_times(generator: torch.Generator, ones: float = 0.4, quarters: float = 0.25) -> Tensor:
+    """Flow-matching times [BATCH]: 1 for a share of them, a quarter step for another, else uniform."""
     kind, uniform = torch.rand(BATCH, generator=generator), torch.rand(BATCH, generator=generator)
-    quarters = (1 + (uniform * 3).floor()) / 4
-    times = torch.where(kind < 0.4, torch.ones(()), torch.where(kind < 0.65, quarters, uniform.clamp(min=0.02)))
+    steps = (1 + (uniform * 3).floor()) / 4
+    return torch.where(kind < ones, torch.ones(()), torch.where(kind < ones + quarters, steps, uniform.clamp(min=0.02)))
+
+
+def noised(latents: Tensor, noise: Tensor, times: Tensor, tokens: Tensor, reference: Tensor | None = None) -> Batch:
+    """A batch of latents, noise and references [B, 16, h, w] at times [B]."""
     t = times[:, None, None, None]
     shown = None if reference is None else pack(reference)
     return Batch(pack((1 - t) * latents + t * noise), times, tokens, pack(noise - latents), shown)
@@ -105,7 +107,7 @@ def _batch(pool: dict[str, Tensor], generator: torch.Generator) -> Batch:
     drawn = {name: value[index] for name, value in pool.items()}
     latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
     noise = couple_noise(torch.randn(BATCH, 16, LATENT_SIZE, LATENT_SIZE, generator=generator), drawn)
-    return noised(latents, noise, tokens, generator)
+    return noised(latents, noise, random_times(generator), tokens)
 
 
 def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:

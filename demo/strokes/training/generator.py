@@ -7,14 +7,15 @@ from diffusers import AutoencoderTiny, FluxPipeline
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ....core.tensor_file import read_tensors, write_tensors
 from ...training.common import Run
-from ...training.generator import BATCH, Batch, TextToVelocity, noised, pack, tokenize, train_on
+from ...training.generator import BATCH, Batch, TextToVelocity, noised, pack, random_times, tokenize, train_on
 from ..models import GRID, prompt_tokenizer
 from ..reader import read_scenes, same_scene
 from ..world import IMAGE_SIZE, LATENT_SIZE, build_scenes, couple_noise, random_uniforms, render
 from .words import numpy_generator, random_change, random_prompt
 
-STEPS, POOL, CHANGES = 6000, 20000, 12000
+STEPS, POOL, CHANGES = 9000, 16000, 6000
 REFERENCE_NOISE = 0.15
 FEW = 4  # pictures that the VAE takes at once: as many as the processor's cache holds
 
@@ -27,6 +28,9 @@ def _encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
 
 def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
     """Latents, token ids and scene parameters of prompted scenes; latents before and after, and ids, of changes."""
+    kept = run.folder / "generator-pool.safetensors"
+    if kept.exists():
+        return read_tensors(kept)[0]
     generator = run.generator("generator-pool")
     random = numpy_generator(generator)
     parts: list[dict[str, Tensor]] = []
@@ -44,22 +48,24 @@ def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerF
         )
         tokens = tokenize(tokenizer, [c.instruction for c in drawn])
         changes.append({"change_before": before, "change_after": after, "change_tokens": tokens})
-    return {name: torch.cat([p[name] for p in some]) for some in (parts, changes) for name in some[0]}
+    pool = {name: torch.cat([p[name] for p in some]) for some in (parts, changes) for name in some[0]}
+    write_tensors(kept, pool, {})
+    return pool
 
 
 def _batch(pool: dict[str, Tensor], step: int, generator: torch.Generator) -> Batch:
-    """Prompts in even steps, changes in odd ones."""
+    """Changes in every fourth step, else prompts: most at the time at which the noise alone names the scene."""
     noise = torch.randn(BATCH, 16, LATENT_SIZE, LATENT_SIZE, generator=generator)
-    if step % 2:
+    if step % 4 == 3:
         index = torch.randint(len(pool["change_tokens"]), (BATCH,), generator=generator)
         before, after = pool["change_before"][index].float(), pool["change_after"][index].float()
         strength = REFERENCE_NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
         before = before + strength * torch.randn(before.shape, generator=generator)
-        return noised(after, noise, pool["change_tokens"][index], generator, before)
+        return noised(after, noise, random_times(generator), pool["change_tokens"][index], before)
     index = torch.randint(len(pool["tokens"]), (BATCH,), generator=generator)
     drawn = {name: value[index] for name, value in pool.items() if not name.startswith("change")}
     latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
-    return noised(latents, couple_noise(noise, drawn), tokens, generator)
+    return noised(latents, couple_noise(noise, drawn), random_times(generator, 0.75, 0.15), tokens)
 
 
 def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:

@@ -35,9 +35,9 @@ def random_prompt(random: np.random.Generator) -> tuple[str, Words]:
     time = random_time(random)
     count = int(random.choice(5, p=[0.04, 0.26, 0.34, 0.2, 0.16]))
     form = random.random()
-    if count >= 2 and form < 0.15:
+    if count >= 2 and form < 0.1:
         things = (random_thing(random),) * count
-    elif count >= 1 and form < 0.5:
+    elif count >= 1 and form < 0.35:
         things = placed([random_thing(random) for _ in range(count)], random)
     else:
         things = tuple(random_thing(random) for _ in range(count))
