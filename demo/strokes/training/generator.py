@@ -23,7 +23,7 @@ FEW = 4  # pictures that the VAE takes at once: as many as the processor's cache
 @torch.no_grad()
 def _encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([vae.encoder(some * 2 - 1).half() for some in images.split(FEW)])
+        return torch.cat([vae.encoder(some * 2 - 1) for some in images.split(FEW)]).half()
 
 
 def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
