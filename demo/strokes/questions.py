@@ -16,6 +16,7 @@ RELATIONS = {"left of": "Is {} left of {}?", "right of": "Is {} right of {}?", "
 DESCRIBE = "Describe the image."
 NEXT = "What is the next step for {}?"
 NOTHING = "nothing"
+AT_POINT = "What is at Point {}?"
 
 
 def thing_names() -> Iterator[str]:
@@ -47,6 +48,6 @@ def all_texts() -> list[str]:
         *(t.format(x) for t in TIME for x in TIMES),
         *(t.format(things[0], things[0]) for t in RELATIONS.values()),
         *(place_name(p) for p in PLACES),
-        *(DESCRIBE, NEXT, NOTHING, POSTFIX, ", . : ; yes no"),
+        *(DESCRIBE, NEXT, NOTHING, AT_POINT, POSTFIX, ", . : ; yes no"),
         *PROMPT_WORDS,
     ]

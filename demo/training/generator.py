@@ -86,6 +86,7 @@ class Batch:
     tokens: Tensor
     target: Tensor
     reference: Tensor | None = None  # packed latents of a picture that the prompt changes
+    hidden: Tensor | None = None  # [B, K], what a throw-away head has to find in the noise at time 1
 
 
 def random_times(generator: torch.Generator, ones: float = 0.4, quarters: float = 0.25) -> Tensor:
@@ -130,8 +131,12 @@ def train_on(
     make_pool: Callable[[], dict[str, Tensor]],
     draw_batch: Callable[[dict[str, Tensor], int], Batch],
     show: Callable[[TextToVelocity], None],
+    loss: Callable[[TextToVelocity, Batch, Tensor], Tensor] = lambda model, batch, error: error.mean(),
 ) -> TextToVelocity:
-    """Trains a generator on batches of a pool (its moving average is returned), or goes on where it stopped."""
+    """Trains a generator on batches of a pool (its moving average is returned), or goes on where it stopped.
+
+    `loss` makes one number of the mean squared errors of the velocities of a batch, [B].
+    """
     torch.manual_seed(run.seed)
     model, average = build(), build()
     average.load_state_dict(model.state_dict())
@@ -149,7 +154,7 @@ def train_on(
             velocity = model(batch.packed, batch.times, batch.tokens, batch.reference).float()
         error = (velocity - batch.target).square().mean(dim=(1, 2))
         optimizer.zero_grad()
-        error.mean().backward()
+        loss(model, batch, error).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():

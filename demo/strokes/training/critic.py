@@ -7,14 +7,15 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from ....core.tensor_file import read_tensors, write_tensors
 from ....critics.patches import multiply_patches
 from ...training.attention import attend_at_once
 from ...training.common import Checkpoint, Run, cosine, set_learning_rate
 from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers
 from ..models import build_critic, build_processor
-from .critic_data import HEADS, YES_NO, Lesson, make_lesson, make_pool
+from .critic_data import HEADS, YES_NO, Lesson, Pool, make_lesson, make_pool
 
-VISION_STEPS, STEPS, POOL = 500, 3500, 12288
+VISION_STEPS, STEPS, POOL = 500, 7000, 8192
 TEXT_WEIGHT = 0.5
 
 
@@ -37,6 +38,14 @@ def text_loss(critic: CriticWithHeads, lesson: Lesson) -> Tensor:
     return (losses * counted).sum() / counted.sum()
 
 
+def _keep_pool(run: Run, vae: AutoencoderTiny) -> Pool:
+    """The pool of an earlier start, or a new one."""
+    kept = run.folder / "critic-pool.safetensors"
+    if not kept.exists():
+        write_tensors(kept, make_pool(run.steps(POOL), vae, run.generator("critic-pool")).tensors(), {})
+    return Pool.of_tensors(read_tensors(kept)[0])
+
+
 def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     """Trains the critic, or goes on where an earlier run stopped."""
     torch.manual_seed(run.seed)
@@ -50,7 +59,7 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     start = checkpoint.load()
     if start >= steps:
         return critic.eval()
-    pool = make_pool(run.steps(POOL), vae, run.generator("critic-pool"))
+    pool = _keep_pool(run, vae)
     for step in range(start, steps):
         lesson = make_lesson(pool, run.generator("critic", step))
         for optimizer in optimizers:

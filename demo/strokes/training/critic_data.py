@@ -13,7 +13,7 @@ from torch import Tensor
 from .... import overlays
 from ...training.critic_data import LOGIT, augment
 from ..captions import COUNTS, DEFAULT_COLOR, PLACES, caption, thing_name
-from ..questions import COUNT, DESCRIBE, NEXT, NOTHING, POSTFIX, RELATIONS, THING, TIME
+from ..questions import AT_POINT, COUNT, DESCRIBE, NEXT, NOTHING, POSTFIX, RELATIONS, THING, TIME
 from ..world import (
     COLORS,
     COLUMNS,
@@ -42,6 +42,10 @@ HEADS = {
     "time": 3,
     "line": 18,
     "bar": 24,
+    "point_a": 3,
+    "point_b": 3,
+    "depth_a": 10,
+    "depth_b": 10,
     "gap": 21,
     "layout": 20,
 }
@@ -59,6 +63,18 @@ class Pool:
     def batch(self, count: int, generator: torch.Generator) -> Pool:
         index = torch.randint(len(self.images), (count,), generator=generator)
         return Pool(self.images[index], self.scenes.select(index), self.others.select(index))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file."""
+        named = (("scenes", self.scenes), ("others", self.others))
+        return {"images": self.images, **{f"{n}.{k}": v for n, some in named for k, v in vars(some).items()}}
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> Pool:
+        def scenes(name: str) -> Scenes:
+            return Scenes(**{k.split(".")[1]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
+
+        return cls(tensors["images"], scenes("scenes"), scenes("others"))
 
 
 @dataclass(frozen=True)
@@ -185,25 +201,28 @@ def _line_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     return row
 
 
+def _at_point(things: list[tuple[Thing, float, float]], column: int, y: float) -> tuple[Thing, float] | None:
+    """The object of a column whose middle is nearest to a height (fraction), and its depth; None if there is none."""
+    here = [
+        (abs(float(foot_at(torch.tensor(d))) - 16 - y * IMAGE_SIZE), t, d)
+        for t, _, d in things
+        if t.place and t.place[0] == column
+    ]
+    return min(here, key=lambda found: found[0])[1:] if here else None
+
+
 def _depth_gap(
     things: list[tuple[Thing, float, float]], columns: tuple[int, int], points: list[tuple[float, float]]
 ) -> float | None:
     """Depth of the object at point B less that at A; None where a point has no object in its column."""
-    depths = []
-    for column, (_, y) in zip(columns, points, strict=True):
-        here = [
-            (abs(foot_at(torch.tensor(d)) - 16 - y * IMAGE_SIZE), d)
-            for t, _, d in things
-            if t.place and t.place[0] == column
-        ]
-        if not here:
-            return None
-        depths.append(min(here)[1])
-    return depths[1] - depths[0]
+    a, b = (_at_point(things, column, y) for column, (_, y) in zip(columns, points, strict=True))
+    return None if a is None or b is None else b[1] - a[1]
 
 
-def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    things = _things(drawn.scenes, i)
+def _draw_points(
+    things: list[tuple[Thing, float, float]], random: np.random.Generator
+) -> tuple[tuple[int, int], list[tuple[float, float]], bool] | None:
+    """Columns and places (fractions) of points A and B, and whether a column holds two objects; None if all share one."""
     columns = sorted({t.place[0] for t, _, _ in things if t.place})
     if len(columns) < 2 or len(things) > 3:
         return None
@@ -218,6 +237,39 @@ def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
         else:
             y = random.uniform(30, 124)
         points.append((float(np.clip(x / IMAGE_SIZE, 0.03, 0.97)), float(np.clip(y / IMAGE_SIZE, 0.03, 0.97))))
+    return (a, b), points, crowded
+
+
+def _point_heads(
+    things: list[tuple[Thing, float, float]], columns: tuple[int, int], points: list[tuple[float, float]]
+) -> dict[str, int]:
+    heads = {"gap": round((_depth_gap(things, columns, points) or 0.0) * 10) + 10}
+    for letter, column, (_, y) in zip("ab", columns, points, strict=True):
+        heads[f"point_{letter}"] = column
+        if found := _at_point(things, column, y):
+            heads[f"depth_{letter}"] = min(9, int(found[1] * 10))
+    return heads
+
+
+def _point_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
+    """What is at a point, to be written."""
+    things = _things(drawn.scenes, i)
+    if (chosen := _draw_points(things, random)) is None:
+        return None
+    columns, points, _ = chosen
+    number = int(random.integers(2))
+    found = _at_point(things, columns[number], points[number][1])
+    assert found is not None
+    question = AT_POINT.format("AB"[number])
+    heads = _point_heads(things, columns, points)
+    return _Row(question, overlay=overlays.depth(points), heads=heads, text=thing_name(found[0]))
+
+
+def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
+    things = _things(drawn.scenes, i)
+    if (chosen := _draw_points(things, random)) is None:
+        return None
+    (a, b), points, crowded = chosen
     order = ("AB", "BA")[int(random.integers(2))]
     overlay = overlays.depth(points, order=order)
     sign = 1 if order == "BA" else -1
@@ -226,7 +278,7 @@ def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
         _word(overlay.questions(), random),
         _depth_logit(sign * (gap or 0.0)),
         overlay,
-        {"gap": round((gap or 0.0) * 10) + 10},
+        _point_heads(things, (a, b), points),
     )
     if not crowded:
         other = replace(_one(drawn.others, i), line_weight=_one(drawn.scenes, i).line_weight)
@@ -368,7 +420,10 @@ def next_step(there: Sequence[Thing], wanted: Sequence[Thing]) -> str:
 
 def _text_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     words = scene_words(drawn.scenes, i)
-    if random.random() < 0.5:
+    topic = random.random()
+    if topic < 0.3 and (row := _point_row(drawn, i, random)):
+        return row
+    if topic < 0.6:
         return _Row(DESCRIBE, text=caption(words))
     wanted = list(words.things)
     for _ in range(int(random.choice(3, p=[0.25, 0.45, 0.3]))):
@@ -391,13 +446,13 @@ def _text_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
 def _exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     """A question that Yes or No answers."""
     topic = random.random()
-    if topic < 0.22 and int((drawn.scenes.kind[i] >= 0).sum()):
+    if topic < 0.18 and int((drawn.scenes.kind[i] >= 0).sum()):
         return _line_row(drawn, i, random)
     if topic < 0.42 and (row := _depth_row(drawn, i, random)):
         return row
-    if topic < 0.62 and (row := _layout_row(drawn, i, random)):
+    if topic < 0.56 and (row := _layout_row(drawn, i, random)):
         return row
-    if topic < 0.7:
+    if topic < 0.62:
         return _guard_row(drawn, i, random)
     return _fact_row(drawn, i, random)
 
@@ -429,7 +484,8 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[_Row], random: np.r
         images[mixed] = images[mixed] + amounts * (second - first)
         for i, share in zip(mixed, covered.tolist(), strict=True):
             rows[i].logit = rows[i].logit * (1 - share) + rows[i].other_logit * share
-            rows[i].heads = {"bar": rows[i].heads["bar"]} if rows[i].heads and "bar" in rows[i].heads else {}  # type: ignore[index]
+            overlaid = {"bar", "point_a", "point_b"}  # what the mixture leaves as it was
+            rows[i].heads = {k: v for k, v in (rows[i].heads or {}).items() if k in overlaid}
             rows[i].text = "mixed"
     for i, row in enumerate(rows):
         if row.ink not in (None, INK):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers import AutoencoderTiny, FluxPipeline
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ....core.tensor_file import read_tensors, write_tensors
@@ -17,7 +19,36 @@ from .words import numpy_generator, random_change, random_prompt
 
 STEPS, POOL, CHANGES = 9000, 16000, 6000
 REFERENCE_NOISE = 0.15
+PROBE_WEIGHT = 0.1
+PARAMETERS = tuple(random_uniforms(1, torch.Generator()))
 FEW = 4  # pictures that the VAE takes at once: as many as the processor's cache holds
+
+
+class Painter(TextToVelocity):
+    """With a throw-away head that finds the scene's parameters in the noise, at every token, after the first block.
+
+    Without it the network takes thousands of steps to notice that the noise names the scene.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__(tokenizer, GRID)
+        self.probe = nn.Linear(self.transformer.inner_dim, len(PARAMETERS))
+        self.found: Tensor | None = None  # [B, N, K], of the last forward
+        self.transformer.transformer_blocks[0].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        self.found = self.probe(output[1])
+
+
+def painter_loss(model: TextToVelocity, batch: Batch, error: Tensor) -> Tensor:
+    """The error of the clean picture (of the velocity, times t), and that of the throw-away head at time 1."""
+    loss = (batch.times.square() * error).mean()
+    if batch.hidden is None:
+        return loss
+    assert isinstance(model, Painter)
+    assert model.found is not None
+    off = (model.found.float() - batch.hidden[:, None]).square().mean(dim=(1, 2))
+    return loss + PROBE_WEIGHT * (off * (batch.times == 1)).mean()
 
 
 @torch.no_grad()
@@ -65,7 +96,8 @@ def _batch(pool: dict[str, Tensor], step: int, generator: torch.Generator) -> Ba
     index = torch.randint(len(pool["tokens"]), (BATCH,), generator=generator)
     drawn = {name: value[index] for name, value in pool.items() if not name.startswith("change")}
     latents, tokens = drawn.pop("latents").float(), drawn.pop("tokens")
-    return noised(latents, couple_noise(noise, drawn), random_times(generator, 0.75, 0.15), tokens)
+    batch = noised(latents, couple_noise(noise, drawn), random_times(generator, 0.75, 0.15), tokens)
+    return replace(batch, hidden=torch.stack([2 * drawn[name] - 1 for name in PARAMETERS], dim=1))
 
 
 def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
@@ -74,10 +106,11 @@ def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
     return train_on(
         run,
         run.steps(STEPS),
-        lambda: TextToVelocity(tokenizer, GRID),
+        lambda: Painter(tokenizer),
         lambda: _encode_pool(run, vae, tokenizer),
         lambda pool, step: _batch(pool, step, run.generator("generator", step)),
         lambda model: _show(run, model, vae, tokenizer),
+        painter_loss,
     )
 
 
