@@ -222,7 +222,7 @@ def _depth_gap(
 def _draw_points(
     things: list[tuple[Thing, float, float]], random: np.random.Generator
 ) -> tuple[tuple[int, int], list[tuple[float, float]], bool] | None:
-    """Columns and places (fractions) of points A and B, and whether a column holds two objects; None if all share one."""
+    """Columns and places (fractions) of points A and B, and whether a column holds two objects; None for one column."""
     columns = sorted({t.place[0] for t, _, _ in things if t.place})
     if len(columns) < 2 or len(things) > 3:
         return None
