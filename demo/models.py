@@ -34,15 +34,15 @@ def build_vae() -> AutoencoderTiny:
     )
 
 
-def build_transformer() -> FluxTransformer2DModel:
-    """A Flux schnell of hidden size 256: 49 image tokens of 64 channels."""
+def build_transformer(heads: int = 2, double_blocks: int = 1, single_blocks: int = 2) -> FluxTransformer2DModel:
+    """A Flux schnell of hidden size 128 · `heads`: image tokens of 64 channels."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
-        num_layers=1,
-        num_single_layers=2,
+        num_layers=double_blocks,
+        num_single_layers=single_blocks,
         attention_head_dim=128,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=False,

@@ -22,10 +22,15 @@ EMA = 0.998
 class TextToVelocity(nn.Module):
     """Everything that stage 2 trains, as one module, for pictures of `grid` × `grid` image tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, grid: int = 7) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        grid: int = 7,
+        build: Callable[[], FluxTransformer2DModel] = build_transformer,
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.transformer: FluxTransformer2DModel = build_transformer()
+        self.transformer: FluxTransformer2DModel = build()
         length = tokenizer.model_max_length
         clip, t5 = build_text_encoders(len(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.clip: CLIPTextModel = clip

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from ....core.tensor_file import read_tensors, write_tensors
 from ...training.common import Run
 from ...training.generator import BATCH, Batch, TextToVelocity, noised, pack, random_times, tokenize, train_on
-from ..models import GRID, prompt_tokenizer
+from ..models import GRID, build_transformer, prompt_tokenizer
 from ..reader import read_scenes, same_scene
 from ..world import IMAGE_SIZE, LATENT_SIZE, build_scenes, couple_noise, random_uniforms, render
 from .words import numpy_generator, random_change, random_prompt
 
-STEPS, POOL, CHANGES = 9000, 16000, 6000
+STEPS, POOL, CHANGES = 8000, 16000, 6000
 REFERENCE_NOISE = 0.15
 PROBE_WEIGHT = 0.1
 PARAMETERS = tuple(random_uniforms(1, torch.Generator()))
@@ -31,7 +31,7 @@ class Painter(TextToVelocity):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__(tokenizer, GRID)
+        super().__init__(tokenizer, GRID, build_transformer)
         self.probe = nn.Linear(self.transformer.inner_dim, len(PARAMETERS))
         self.found: Tensor | None = None  # [B, N, K], of the last forward
         self.transformer.transformer_blocks[0].register_forward_hook(self._keep)
