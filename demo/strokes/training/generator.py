@@ -19,7 +19,7 @@ from .words import numpy_generator, random_change, random_prompt
 
 STEPS, POOL, CHANGES = 8000, 16000, 6000
 REFERENCE_NOISE = 0.15
-PROBE_WEIGHT = 0.1
+PROBE_WEIGHT = 0.5
 PARAMETERS = tuple(random_uniforms(1, torch.Generator()))
 FEW = 4  # pictures that the VAE takes at once: as many as the processor's cache holds
 
