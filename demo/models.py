@@ -34,15 +34,15 @@ def build_vae() -> AutoencoderTiny:
     )
 
 
-def build_transformer(heads: int = 2, double_blocks: int = 1, single_blocks: int = 2) -> FluxTransformer2DModel:
-    """A Flux schnell of hidden size 128 · `heads`: image tokens of 64 channels."""
+def build_transformer() -> FluxTransformer2DModel:
+    """A Flux schnell of hidden size 256: image tokens of 64 channels."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
-        num_layers=double_blocks,
-        num_single_layers=single_blocks,
+        num_layers=1,
+        num_single_layers=2,
         attention_head_dim=128,
-        num_attention_heads=heads,
+        num_attention_heads=2,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=False,
@@ -50,8 +50,10 @@ def build_transformer(heads: int = 2, double_blocks: int = 1, single_blocks: int
     )
 
 
-def build_text_encoders(vocab_size: int, length: int, pad: int, eos: int) -> tuple[CLIPTextModel, T5EncoderModel]:
-    """The two text encoders that Flux expects: CLIP for the pooled vector, T5 for the sequence."""
+def build_text_encoders(
+    vocab_size: int, length: int, pad: int, eos: int, layers: int = 1
+) -> tuple[CLIPTextModel, T5EncoderModel]:
+    """The two text encoders that Flux expects: CLIP for the pooled vector, T5 (of `layers`) for the sequence."""
     clip = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=TEXT_WIDTH,
@@ -69,7 +71,7 @@ def build_text_encoders(vocab_size: int, length: int, pad: int, eos: int) -> tup
         d_model=TEXT_WIDTH,
         d_kv=32,
         d_ff=2 * TEXT_WIDTH,
-        num_layers=1,
+        num_layers=layers,
         num_heads=2,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,

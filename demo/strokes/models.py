@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import AutoencoderTiny, FluxTransformer2DModel
+from diffusers import AutoencoderTiny
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from .. import models, tokenizer
@@ -13,6 +13,7 @@ from .world import IMAGE_SIZE
 VAE_WIDTH = 48
 GRID = 8  # image tokens along a side
 PROMPT_LENGTH = 28
+T5_LAYERS = 2  # colours belong to objects, and objects to places
 
 
 def build_vae() -> AutoencoderTiny:
@@ -25,14 +26,6 @@ def build_vae() -> AutoencoderTiny:
         num_encoder_blocks=(1, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 1),
     )
-
-
-def build_transformer() -> FluxTransformer2DModel:
-    """A Flux schnell of hidden size 128: 64 image tokens of 64 channels.
-
-    Narrower and deeper than the first world's: objects where prompt and noise say them take several steps of thought.
-    """
-    return models.build_transformer(heads=1, double_blocks=2, single_blocks=8)
 
 
 def prompt_tokenizer() -> PreTrainedTokenizerFast:

@@ -43,7 +43,7 @@ INK = (16, 14, 20)
 SHADE = (1.0, 0.92, 0.8)  # brightness of objects by day, at dusk and by night
 
 # Which noise channel drives which parameter.
-_CHANNEL = {"line": 0, "x": 1, "depth0": 2, "depth1": 3, "depth2": 4, "horizon": 5, "light": 6, "time": 7}
+_CHANNEL = {"line": 0, "depth0": 1, "depth1": 2, "depth2": 3, "horizon": 4, "light": 5, "time": 6}
 
 
 @dataclass(frozen=True)
@@ -140,18 +140,16 @@ def random_uniforms(count: int, generator: torch.Generator) -> dict[str, Tensor]
 def _layout(things: Sequence[Thing], uniforms: dict[str, float]) -> list[tuple[float, float]]:
     """(x, depth) of each object: where the prompt says, else from left to right, as near as the noise says.
 
-    One object may stand anywhere, two at the sides, three in a column each, four at the sides, the first two far.
+    One object stands in the middle, two at the sides, three in a column each, four at the sides, the first two far.
     """
     if any(t.place for t in things):
         free = [(c, r) for r in (0, 1) for c in range(3) if (c, r) not in {t.place for t in things}]
         places = [t.place or free.pop(0) for t in things]
         return [(COLUMNS[c], float(r)) for c, r in places]
     depths = [uniforms["depth0"], uniforms["depth1"], uniforms["depth2"]]
-    if len(things) == 1:
-        return [(COLUMNS[0] + (COLUMNS[2] - COLUMNS[0]) * uniforms["x"], depths[0])]
     if len(things) == 4:
         return [(COLUMNS[0], 0.0), (COLUMNS[2], 0.0), (COLUMNS[0], 1.0), (COLUMNS[2], 1.0)]
-    columns = ((), (), (0, 2), (0, 1, 2))[len(things)]
+    columns = ((), (1,), (0, 2), (0, 1, 2))[len(things)]
     return [(COLUMNS[c], d) for c, d in zip(columns, depths[: len(things)], strict=True)]
 
 

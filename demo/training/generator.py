@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from ..models import build_text_encoders, build_transformer
@@ -22,17 +23,13 @@ EMA = 0.998
 class TextToVelocity(nn.Module):
     """Everything that stage 2 trains, as one module, for pictures of `grid` × `grid` image tokens."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        grid: int = 7,
-        build: Callable[[], FluxTransformer2DModel] = build_transformer,
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, grid: int = 7, text_layers: int = 1) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.transformer: FluxTransformer2DModel = build()
+        self.transformer: FluxTransformer2DModel = build_transformer()
         length = tokenizer.model_max_length
-        clip, t5 = build_text_encoders(len(tokenizer), length, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        clip, t5 = build_text_encoders(len(tokenizer), length, pad, eos, text_layers)
         self.clip: CLIPTextModel = clip
         self.t5: T5EncoderModel = t5
         self.register_buffer("image_ids", FluxPipeline._prepare_latent_image_ids(1, grid, grid, "cpu", torch.float32))
@@ -116,6 +113,10 @@ def _batch(pool: dict[str, Tensor], generator: torch.Generator) -> Batch:
     return noised(latents, noise, random_times(generator), tokens)
 
 
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+
+
 def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
     """Trains the first world's generator, or goes on where an earlier run stopped."""
     tokenizer = prompt_tokenizer()
@@ -137,6 +138,7 @@ def train_on(
     draw_batch: Callable[[dict[str, Tensor], int], Batch],
     show: Callable[[TextToVelocity], None],
     loss: Callable[[TextToVelocity, Batch, Tensor], Tensor] = lambda model, batch, error: error.mean(),
+    build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] = lambda model: [adamw(model.parameters())],
 ) -> TextToVelocity:
     """Trains a generator on batches of a pool (its moving average is returned), or goes on where it stopped.
 
@@ -146,22 +148,25 @@ def train_on(
     model, average = build(), build()
     average.load_state_dict(model.state_dict())
     average.requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    checkpoint = Checkpoint(run.folder / "generator.safetensors", {"model": model, "average": average}, [optimizer])
+    optimizers = build_optimizers(model)
+    checkpoint = Checkpoint(run.folder / "generator.safetensors", {"model": model, "average": average}, optimizers)
     start = checkpoint.load()
     if start >= steps:
         return average
     pool = make_pool()
     for step in range(start, steps):
         batch = draw_batch(pool, step)
-        set_learning_rate(optimizer, cosine(step, steps, warmup=200))
-        with torch.autocast("cpu", torch.bfloat16):
-            velocity = model(batch.packed, batch.times, batch.tokens, batch.reference).float()
-        error = (velocity - batch.target).square().mean(dim=(1, 2))
-        optimizer.zero_grad()
-        loss(model, batch, error).backward()
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, cosine(step, steps, warmup=200))
+            optimizer.zero_grad()
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass is slow in bfloat16 on the CPU
+            with torch.autocast("cpu", torch.bfloat16):
+                velocity = model(batch.packed, batch.times, batch.tokens, batch.reference).float()
+            error = (velocity - batch.target).square().mean(dim=(1, 2))
+            loss(model, batch, error).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             decay = min(EMA, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

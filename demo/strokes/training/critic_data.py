@@ -35,6 +35,7 @@ from .words import numpy_generator, random_prompt, random_thing
 
 YES_NO, TEXTS = 52, 12  # rows of a batch
 MIXED = 0.3
+A_LEFT = 0.85  # how often point A is left of point B: letters of nine pixels are hard to read
 RED_INKS = ((190, 20, 20), (235, 30, 30), (150, 40, 40))
 HEADS = {
     **{f"kind{c}{r}": 4 for c, r in PLACES},
@@ -226,7 +227,9 @@ def _draw_points(
     columns = sorted({t.place[0] for t, _, _ in things if t.place})
     if len(columns) < 2 or len(things) > 3:
         return None
-    a, b = (int(c) for c in random.permutation(columns)[:2])
+    a, b = sorted(int(c) for c in random.permutation(columns)[:2])
+    if random.random() > A_LEFT:
+        a, b = b, a
     crowded = any(sum(t.place[0] == c for t, _, _ in things if t.place) > 1 for c in (a, b))
     points = []
     for column in (a, b):

@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ....core.tensor_file import read_tensors, write_tensors
 from ...training.common import Run
-from ...training.generator import BATCH, Batch, TextToVelocity, noised, pack, random_times, tokenize, train_on
-from ..models import GRID, build_transformer, prompt_tokenizer
+from ...training.generator import BATCH, Batch, TextToVelocity, adamw, noised, pack, random_times, tokenize, train_on
+from ..models import GRID, T5_LAYERS, prompt_tokenizer
 from ..reader import read_scenes, same_scene
 from ..world import IMAGE_SIZE, LATENT_SIZE, build_scenes, couple_noise, random_uniforms, render
 from .words import numpy_generator, random_change, random_prompt
 
-STEPS, POOL, CHANGES = 8000, 16000, 6000
+STEPS, POOL, CHANGES = 6000, 16000, 6000
 REFERENCE_NOISE = 0.15
 PROBE_WEIGHT = 0.5
 PARAMETERS = tuple(random_uniforms(1, torch.Generator()))
@@ -31,7 +31,7 @@ class Painter(TextToVelocity):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__(tokenizer, GRID, build_transformer)
+        super().__init__(tokenizer, GRID, text_layers=T5_LAYERS)
         self.probe = nn.Linear(self.transformer.inner_dim, len(PARAMETERS))
         self.found: Tensor | None = None  # [B, N, K], of the last forward
         self.transformer.transformer_blocks[0].register_forward_hook(self._keep)
@@ -49,6 +49,14 @@ def painter_loss(model: TextToVelocity, batch: Batch, error: Tensor) -> Tensor:
     assert model.found is not None
     off = (model.found.float() - batch.hidden[:, None]).square().mean(dim=(1, 2))
     return loss + PROBE_WEIGHT * (off * (batch.times == 1)).mean()
+
+
+def muon_and_adamw(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's blocks, AdamW for all else, as its authors advise."""
+    named = dict(model.named_parameters())
+    matrices = {name for name, p in named.items() if "transformer_blocks." in name and p.ndim == 2}
+    muon = torch.optim.Muon([named[name] for name in sorted(matrices)], lr=4e-3, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw(p for name, p in named.items() if name not in matrices)]
 
 
 @torch.no_grad()
@@ -111,6 +119,7 @@ def train_generator(run: Run, vae: AutoencoderTiny) -> TextToVelocity:
         lambda pool, step: _batch(pool, step, run.generator("generator", step)),
         lambda model: _show(run, model, vae, tokenizer),
         painter_loss,
+        muon_and_adamw,
     )
 
 
