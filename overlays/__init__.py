@@ -5,7 +5,7 @@ from .kinds.depth import DepthPoints, depth
 from .kinds.horizon import HorizonLine, horizon
 from .kinds.image import ImageOverlay
 from .kinds.line_weight import LineWeight, line_weight
-from .kinds.palette import PaletteStrip, palette
+from .kinds.palette import PaletteStrip, colors_of, palette
 from .layer import KINDS, Layer
 from .parameters import parse_color
 from .stack import Overlay, build, composite
@@ -24,6 +24,7 @@ __all__ = [
     "Region",
     "Stroke",
     "build",
+    "colors_of",
     "composite",
     "composition",
     "depth",

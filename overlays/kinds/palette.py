@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...core.errors import OverlayError
@@ -14,6 +16,8 @@ from ..layer import register
 from ..parameters import check_fraction, parse_color
 from ..stack import Overlay
 
+LOOK = 256  # pixels a side to which a picture is reduced before its colours are counted
+ROUNDS = 10  # of k-means after the median cut
 SIDES = {"bottom": "at the bottom", "top": "at the top", "left": "on the left", "right": "on the right"}
 
 
@@ -76,3 +80,22 @@ class PaletteStrip:
 def palette(colors: Sequence[str], height: float = 0.15, side: str = "bottom") -> Overlay:
     """A strip of colour swatches along a side: "bottom", "top", "left" or "right"."""
     return Overlay((PaletteStrip(colors, height, side),))  # type: ignore[arg-type]  # it makes a tuple of any sequence
+
+
+def colors_of(picture: Image.Image, count: int) -> tuple[str, ...]:
+    """At most `count` colours "#rrggbb" that stand for a picture's, the most frequent first: median cut, then k-means.
+
+    Raises:
+        OverlayError: `count` is not from 1 to 256.
+    """
+    if not 1 <= count <= 256:
+        raise OverlayError(f"Expected 1 to 256 colours to take from a picture, got {count}.")
+    small = picture.convert("RGB")
+    small.thumbnail((LOOK, LOOK), Image.Resampling.BOX)
+    groups = np.asarray(small.quantize(count, Image.Quantize.MEDIANCUT, kmeans=ROUNDS)).ravel()
+    pixels = np.asarray(small).reshape(-1, 3)
+    indices, shares = np.unique(groups, return_counts=True)
+    means = [
+        pixels[groups == i].mean(axis=0).round().astype(np.uint8) for i in indices[np.argsort(-shares, kind="stable")]
+    ]
+    return tuple("#" + mean.tobytes().hex() for mean in means)

@@ -354,3 +354,30 @@ def test_a_picture_of_one_pixel_covers_all(mode):
 def test_bad_input_is_named(make, message):
     with pytest.raises(OverlayError, match=message):
         make()
+
+
+def test_colors_of_a_picture_are_its_own_the_most_frequent_first():
+    picture = Image.new("RGB", (300, 200), "#204060")
+    picture.paste("#f0c080", (0, 0, 100, 200))
+    picture.paste("#10a030", (0, 0, 100, 60))
+    wanted = ("#204060", "#f0c080", "#10a030")
+    assert overlays.colors_of(picture, 3) == wanted
+    assert set(overlays.colors_of(picture, 12)) == set(wanted)
+    assert overlays.colors_of(picture.convert("RGBA"), 3) == wanted
+
+
+def test_colors_of_a_photograph_stand_for_its_groups_and_are_the_same_each_time():
+    centers = np.array([[200, 60, 40], [40, 80, 160], [230, 220, 190]])
+    generator = np.random.default_rng(0)
+    index = generator.choice(3, (120, 90), p=[0.5, 0.3, 0.2])
+    pixels = (centers[index] + generator.normal(0, 8, (120, 90, 3))).clip(0, 255).astype(np.uint8)
+    found = overlays.colors_of(Image.fromarray(pixels), 3)
+    assert found == overlays.colors_of(Image.fromarray(pixels), 3)
+    values = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in found])
+    assert np.abs(values - centers).max() < 4
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_colors_of_a_picture_are_some(count):
+    with pytest.raises(OverlayError, match=f"1 to 256 colours .* got {count}"):
+        overlays.colors_of(Image.new("RGB", (2, 2)), count)
