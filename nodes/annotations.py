@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
-from .overlays import below, output, stacked
+from .overlays import backdrop, below, output, stacked
 from .questions import field_help
 from .types import CATEGORY
 
@@ -88,16 +89,34 @@ class DepthPointsOverlay(io.ComfyNode):
                     advanced=True,
                 ),
                 below(),
+                io.String.Input(
+                    "order",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Their letters from the nearest to the farthest, such as 'BA'; empty: A is the nearest. "
+                    "It is noted in the recipe; the question has to say the same.",
+                ),
+                backdrop(),
             ],
             outputs=output(),
+            has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(cls, points: str, color: str, radius: float, overlay: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        points: str,
+        color: str,
+        radius: float,
+        overlay: Any = None,
+        order: str = "",
+        image: Tensor | None = None,
+    ) -> io.NodeOutput:
         from ..overlays import depth
 
         places = [numbers for numbers, _ in read_rows("points", points, 2, labelled=False)]
-        return stacked(depth(places, radius=radius, color=color), overlay)
+        return stacked(depth(places, order.strip().upper() or None, radius, color), overlay, image)
 
 
 class CompositionOverlay(io.ComfyNode):
@@ -141,13 +160,22 @@ class CompositionOverlay(io.ComfyNode):
                     advanced=True,
                 ),
                 below(),
+                backdrop(),
             ],
             outputs=output(),
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
-        cls, regions: str, lines: str, texts: str, color: str, thickness: float, overlay: Any = None
+        cls,
+        regions: str,
+        lines: str,
+        texts: str,
+        color: str,
+        thickness: float,
+        overlay: Any = None,
+        image: Tensor | None = None,
     ) -> io.NodeOutput:
         from ..overlays import composition
 
@@ -155,7 +183,7 @@ class CompositionOverlay(io.ComfyNode):
             [(*numbers, text) for numbers, text in read_rows(name, typed, count)]
             for name, typed, count in (("regions", regions, 4), ("lines", lines, 4), ("texts", texts, 2))
         ]
-        return stacked(composition(*rows, thickness=thickness, color=color), overlay)
+        return stacked(composition(*rows, thickness=thickness, color=color), overlay, image)
 
 
 def read_rows(name: str, typed: str, count: int, labelled: bool = True) -> list[tuple[list[float], str]]:

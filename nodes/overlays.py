@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from .questions import field_help
@@ -15,12 +15,22 @@ def below() -> Any:
     return Overlay.Input("overlay", optional=True, tooltip="Another overlay that lies below this one.")
 
 
+def backdrop() -> Any:
+    return io.Image.Input(
+        "image",
+        optional=True,
+        tooltip="A picture to draw on in this node; only the first of a batch. It is no part of the overlay.",
+    )
+
+
 def output() -> list[Any]:
     return [Overlay.Output(display_name="overlay", tooltip="For VLM Question, Apply Overlay, or to stack another on.")]
 
 
-def stacked(new: Any, below: Any | None) -> io.NodeOutput:
-    return io.NodeOutput(new if below is None else below + new)
+def stacked(new: Any, below: Any | None, image: Tensor | None = None) -> io.NodeOutput:
+    """The overlay on the one below it; `image` goes to the node's editor."""
+    files = None if image is None else {"dual_process_backdrop": ui.PreviewImage(image[:1]).as_dict()["images"]}
+    return io.NodeOutput(new if below is None else below + new, ui=files)
 
 
 class HorizonOverlay(io.ComfyNode):
@@ -64,17 +74,25 @@ class HorizonOverlay(io.ComfyNode):
                     advanced=True,
                     tooltip=field_help(HorizonLine, "tilt"),
                 ),
+                backdrop(),
             ],
             outputs=output(),
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(
-        cls, position: float, color: str, thickness: float, overlay: Any = None, tilt: float = 0.0
+        cls,
+        position: float,
+        color: str,
+        thickness: float,
+        overlay: Any = None,
+        tilt: float = 0.0,
+        image: Tensor | None = None,
     ) -> io.NodeOutput:
         from ..overlays import horizon
 
-        return stacked(horizon(position, thickness, color, tilt), overlay)
+        return stacked(horizon(position, thickness, color, tilt), overlay, image)
 
 
 class PaletteOverlay(io.ComfyNode):
@@ -112,15 +130,42 @@ class PaletteOverlay(io.ComfyNode):
                     advanced=True,
                     tooltip="The side of the picture along which the strip lies; say it in the question, too.",
                 ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="A picture whose colours are taken in place of `colors`; only the first of a batch.",
+                ),
+                io.Int.Input(
+                    "reference_colors",
+                    default=5,
+                    min=1,
+                    max=12,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many colours are taken from the reference, the most frequent first.",
+                ),
             ],
             outputs=output(),
+            has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(cls, colors: list[str], height: float, overlay: Any = None, side: str = "bottom") -> io.NodeOutput:
-        from ..overlays import palette
+    def execute(
+        cls,
+        colors: list[str],
+        height: float,
+        overlay: Any = None,
+        side: str = "bottom",
+        reference: Tensor | None = None,
+        reference_colors: int = 5,
+    ) -> io.NodeOutput:
+        from ..overlays import colors_of, palette
 
-        return stacked(palette(colors, height, side), overlay)
+        if reference is None:
+            return stacked(palette(colors, height, side), overlay)
+        found = colors_of(_to_pillow(reference, None), reference_colors)
+        made = stacked(palette(found, height, side), overlay)
+        return io.NodeOutput(*made.args, ui={"dual_process_colors": list(found)})
 
 
 class ImageOverlay(io.ComfyNode):

@@ -155,6 +155,10 @@ class View {
     return parts.filter(Boolean).join(" · ").replace(/^./, (letter) => letter.toUpperCase());
   }
 
+  address(which, i, step) {
+    return api.apiURL(`/dual_process/runs/${this.key}/${which}_${i}.jpg?step=${step}&run=${this.state.run}`);
+  }
+
   drawPictures() {
     const box = this.find(".dp-pictures");
     const shown = this.state?.pictures;
@@ -165,7 +169,7 @@ class View {
       const image = element("img", "dp-picture");
       image.alt = `${which}: ${shown.prompts[i]}`;
       image.title = image.alt;
-      if (step !== null) image.src = api.apiURL(`/dual_process/runs/${this.key}/${which}_${i}.jpg?step=${step}&run=${this.state.run}`);
+      if (step !== null) image.src = this.address(which, i, step);
       return image;
     };
     const columns = (shown?.prompts ?? []).map((prompt, i) => {
@@ -215,6 +219,14 @@ class View {
     box.dataset.outcome = verdict.outcome;
     box.append(element("b", "", SIGNS[verdict.outcome] ?? ""), element("span", "", ` ${verdict.verdict}`));
   }
+}
+
+/** The address of the newest picture that a node's view shows, null if there is none. */
+export function lastPicture(node) {
+  const view = views.get(node);
+  const { now = null, before = null } = view?.state?.pictures ?? {};
+  if (now !== null) return view.address("now", 0, now);
+  return before === null ? null : view.address("before", 0, before);
 }
 
 function makeChart() {
@@ -301,7 +313,7 @@ function number(value) {
 }
 
 /** Whether a node is still in a graph or in one of its subgraphs, and not of a workflow that was closed. */
-function isThere(node) {
+export function isThere(node) {
   const { graph } = node;
   if (graph?.getNodeById(node.id) !== node) return false;
   const root = graph.rootGraph ?? graph;

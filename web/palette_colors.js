@@ -1,13 +1,43 @@
 import { app } from "../../scripts/app.js";
+import { element } from "./overlay_editor.js";
 
 // Core's widget for colours can be edited in Nodes 2.0 only. The classic renderer gets swatches of ours in its place.
 const NODE = "DualProcessPaletteOverlay";
+const TAKEN = "taken"; // the widget that shows what was taken from a picture
 const MOST = 12;
 
-function element(tag, properties, children = []) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+/** Shows the colours that a run has taken from the picture at `reference`, and offers to keep them. */
+function showTaken(node, colors, taken) {
+  const swatches = taken.map((color) => {
+    const swatch = element("span", { title: color });
+    swatch.style.background = color;
+    return swatch;
+  });
+  const title = "Writes them into colors, to be changed there, and disconnects the picture";
+  const keep = element("button", { type: "button", textContent: "Keep", title });
+  keep.onclick = () => {
+    app.canvas.emitBeforeChange();
+    colors.value = taken;
+    node.disconnectInput("reference");
+    node.drawSwatches();
+    hideTaken(node);
+    app.canvas.emitAfterChange(); // one step to undo
+  };
+  hideTaken(node);
+  const row = element("div", { className: "dp-swatches dp-taken" }, ["Taken:", ...swatches, keep]);
+  const widget = node.addDOMWidget(TAKEN, "dual_process_taken", row, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => 32,
+    getMaxHeight: () => 32,
+  });
+  widget.serialize = false; // widget values are saved by position: ours is none
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+}
+
+function hideTaken(node) {
+  const widget = node.widgets.find(({ name }) => name === TAKEN);
+  if (widget) node.removeWidget(widget);
 }
 
 app.registerExtension({
@@ -45,6 +75,12 @@ app.registerExtension({
     });
     widget.serialize = false; // widget values are saved by position: ours is none
     node.drawSwatches = draw;
+    const { onExecuted } = node;
+    node.onExecuted = (output) => {
+      onExecuted?.call(node, output);
+      const taken = output?.dual_process_colors;
+      if (taken) showTaken(node, colors, taken);
+    };
     setTimeout(draw); // the values of a pasted node come after this turn
   },
   loadedGraphNode(node) {

@@ -143,3 +143,12 @@ class Server:
             self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def open_page(server: Server, context: Any) -> Any:
+    page = context.new_page()
+    page.goto(server.address)
+    page.wait_for_function("window.app && window.app.extensionManager")
+    page.wait_for_timeout(3000)  # the dialog of templates opens by itself on the very first start
+    page.keyboard.press("Escape")
+    return page

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import comfyui
 import pytest
 import torch
-from live_server import BROWSER, PATIENCE, RENDERER, Server
+from live_server import Server, open_page
 
 from dual_process.core.tensor_file import read_tensors
 
@@ -61,31 +60,6 @@ LAYOUT = """() => {
 
 RESUME = f"""() => {{ const node = LiteGraph.createNode('DualProcessLoadDistillationCheckpoint');
   window.app.graph.add(node); node.pos = [0, -250]; node.connect(0, {NODE}, 'resume'); }}"""
-
-
-@pytest.fixture(params=["classic", "nodes2"])
-def context(server: Server, request: Any) -> Iterator[Any]:
-    """A browser in which every page has one of the two renderers."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(viewport={"width": 1600, "height": 1000})
-        context.set_default_timeout(1000 * PATIENCE)
-        page = open_page(server, context)
-        page.evaluate(RENDERER, request.param == "nodes2")
-        page.close()
-        yield context
-        browser.close()
-
-
-def open_page(server: Server, context: Any) -> Any:
-    page = context.new_page()
-    page.goto(server.address)
-    page.wait_for_function("window.app && window.app.extensionManager")
-    page.wait_for_timeout(3000)  # the dialog of templates opens by itself on the very first start
-    page.keyboard.press("Escape")
-    return page
 
 
 def open_horizon(server: Server, context: Any, **settings: Any) -> Any:

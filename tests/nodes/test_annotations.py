@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.comfyui
 
@@ -24,6 +25,31 @@ def test_depth_points_and_what_lies_below(run):
     line, points = overlay.to_dict()
     assert line["tilt"] == 5.0
     assert points == {"kind": "depth", "points": [[0.3, 0.4], [0.7, 0.8]], "radius": 0.04, "color": "#ff0000"}
+
+
+def test_depth_order(run):
+    inputs = {"points": "0.3, 0.4\n0.7, 0.8", "color": "#ff0000", "radius": 0.04}
+    assert plain(run, "DepthPoints", **inputs, order=" ba ")["order"] == "BA"
+    assert "order" not in plain(run, "DepthPoints", **inputs, order="")
+    with pytest.raises(Exception, match="letters 'AB', the nearest first, got 'BC'"):
+        run("DepthPoints", **inputs, order="BC")
+
+
+def test_a_palette_from_a_picture(run):
+    picture = torch.zeros(2, 8, 10, 3)
+    picture[0, :, :6] = torch.tensor([1.0, 0, 0])
+    picture[0, :, 6:] = torch.tensor([0, 0, 1.0])
+    made = run("PaletteOverlay", colors=["#00ff00"], height=0.1, reference=picture, reference_colors=2)
+    assert made[0].to_dict()[0]["colors"] == ["#ff0000", "#0000ff"]
+    assert made.ui == {"dual_process_colors": ["#ff0000", "#0000ff"]}
+
+
+def test_the_picture_to_draw_on_is_shown_and_no_part_of_the_overlay(run):
+    inputs = {"position": 0.3, "color": "#ff0000", "thickness": 0.02}
+    made = run("HorizonOverlay", **inputs, image=torch.rand(2, 6, 8, 3))
+    assert made[0].to_dict() == run("HorizonOverlay", **inputs)[0].to_dict()
+    (file,) = made.ui["dual_process_backdrop"]
+    assert file["type"] == "temp"
 
 
 def test_composition(run):
