@@ -46,7 +46,8 @@ function items(editor) {
 addEditor("DualProcessHorizonOverlay", {
   widgets: ["position", "tilt", "color", "thickness"],
   moved: ["position", "tilt"],
-  hint: "Drag the line, or its ends to tilt it. Arrow keys move what is chosen, with Shift farther.",
+  hint: "Drag the line or its ends, or use arrow keys.",
+  height: 230,
   items,
   create(editor, _, y) {
     editor.write("position", y);

@@ -6,7 +6,6 @@ import { backdrop } from "./backdrop.js";
 import { isThere } from "./distill_view.js";
 
 const OPEN = "dual_process_editor"; // the node's property that says that the editor is unfolded
-const HEIGHT = 300; // pixels, at least; of an editor that says no other
 const FOLDED = 40;
 const PADDING = 20; // what the classic renderer leaves around it
 const MARGIN = 8; // pixels around the picture, in which handles at its edge have room
@@ -60,7 +59,7 @@ export function knob(x, y, color, radius = 6) {
  *   created?(editor): when that has been let go
  *   tools?(editor), below?(editor): elements above and below the picture; what they do goes through editor.change
  *   update?(editor): brings these up to date
- *   height?: pixels, at least
+ *   height: pixels, at least
  */
 export function addEditor(type, kind) {
   kinds.set(type, kind);
@@ -80,14 +79,14 @@ class Editor {
     this.picture = svg("image", { preserveAspectRatio: "none" });
     this.layer = svg("g");
     const drawn = [this.frame, this.grid, this.picture, this.layer];
-    this.surface = svg("svg", { class: "dp-surface", role: "group", "aria-label": kind.hint }, drawn);
+    this.surface = svg("svg", { class: "dp-surface", role: "group", tabindex: -1, "aria-label": kind.hint }, drawn);
     this.root = element("div", { className: "dp-editor" }, [
       element("div", { className: "dp-editor-top" }, [this.fold, ...(kind.tools?.(this) ?? [])]),
       this.surface,
       ...(kind.below?.(this) ?? []),
       this.hint,
     ]);
-    this.root.style.setProperty("--dp-height", `${(kind.height ?? HEIGHT) - PADDING}px`);
+    this.root.style.setProperty("--dp-height", `${kind.height - PADDING}px`);
     this.listen();
   }
 
@@ -270,7 +269,6 @@ class Editor {
       const group = groups.get(key) ?? svg("g", { "data-key": key, role: "button" });
       group.setAttribute("tabindex", this.locked ? -1 : 0);
       group.setAttribute("aria-label", label);
-      group.classList.toggle("dp-chosen", key === this.chosen);
       group.replaceChildren(...parts, svg("title", {}, [label]));
       if (this.layer.children[i] !== group) this.layer.insertBefore(group, this.layer.children[i] ?? null);
     });
@@ -302,7 +300,7 @@ app.registerExtension({
     if (!kind) return;
     node.properties[OPEN] = true;
     const editor = new Editor(node, kind);
-    const height = () => (editor.open ? kind.height ?? HEIGHT : FOLDED);
+    const height = () => (editor.open ? kind.height : FOLDED);
     const widget = node.addDOMWidget("editor", "dual_process_editor", editor.root, {
       serialize: false,
       hideOnZoom: false,

@@ -176,7 +176,7 @@ def test_swatches_change_the_colours_in_the_classic_renderer(page: Any) -> None:
     prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     assert prompt[str(node["id"])]["inputs"]["colors"] == {"__value__": wanted}
     saved = "() => window.app.graph.nodes.find(n => n.type === 'DualProcessPaletteOverlay').serialize().widgets_values"
-    assert page.evaluate(saved) == [wanted, height, "bottom"]
+    assert page.evaluate(saved) == [wanted, height, "bottom", 5]
 
 
 def test_menu_after_dragging_from_lora_begins_with_our_save_node(page: Any) -> None:
