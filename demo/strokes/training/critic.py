@@ -15,7 +15,7 @@ from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers
 from ..models import build_critic, build_processor
 from .critic_data import HEADS, YES_NO, Lesson, Pool, make_lesson, make_pool
 
-VISION_STEPS, STEPS, POOL = 500, 8000, 8192
+VISION_STEPS, STEPS, POOL = 500, 9000, 8192
 TEXT_WEIGHT = 0.5
 
 

@@ -35,7 +35,8 @@ from .words import numpy_generator, random_prompt, random_thing
 
 YES_NO, TEXTS = 52, 12  # rows of a batch
 MIXED = 0.3
-A_LEFT = 0.85  # how often point A is left of point B: letters of nine pixels are hard to read
+A_LEFT = 0.9  # how often point A is left of point B: letters of nine pixels are hard to read
+B_NEARER = 0.75  # how often it is asked whether B is nearer: asked evenly, no answer follows from the picture alone
 RED_INKS = ((190, 20, 20), (235, 30, 30), (150, 40, 40))
 HEADS = {
     **{f"kind{c}{r}": 4 for c, r in PLACES},
@@ -273,7 +274,7 @@ def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
     if (chosen := _draw_points(things, random)) is None:
         return None
     (a, b), points, crowded = chosen
-    order = ("AB", "BA")[int(random.integers(2))]
+    order = "BA" if random.random() < B_NEARER else "AB"
     overlay = overlays.depth(points, order=order)
     sign = 1 if order == "BA" else -1
     gap = _depth_gap(things, (a, b), points)
@@ -449,13 +450,13 @@ def _text_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
 def _exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     """A question that Yes or No answers."""
     topic = random.random()
-    if topic < 0.18 and int((drawn.scenes.kind[i] >= 0).sum()):
+    if topic < 0.14 and int((drawn.scenes.kind[i] >= 0).sum()):
         return _line_row(drawn, i, random)
-    if topic < 0.42 and (row := _depth_row(drawn, i, random)):
+    if topic < 0.52 and (row := _depth_row(drawn, i, random)):
         return row
-    if topic < 0.56 and (row := _layout_row(drawn, i, random)):
+    if topic < 0.62 and (row := _layout_row(drawn, i, random)):
         return row
-    if topic < 0.62:
+    if topic < 0.68:
         return _guard_row(drawn, i, random)
     return _fact_row(drawn, i, random)
 

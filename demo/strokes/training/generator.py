@@ -17,7 +17,8 @@ from ..reader import read_scenes, same_scene
 from ..world import IMAGE_SIZE, LATENT_SIZE, build_scenes, couple_noise, random_uniforms, render
 from .words import numpy_generator, random_change, random_prompt
 
-STEPS, POOL, CHANGES = 6000, 16000, 6000
+STEPS, POOL, CHANGES = 7000, 10560, 6000
+SELDOM_MANY = (0.06, 0.4, 0.5, 0.025, 0.015)  # as real pictures have it; three and four stay hard in one pass
 REFERENCE_NOISE = 0.15
 PROBE_WEIGHT = 0.5
 PARAMETERS = tuple(random_uniforms(1, torch.Generator()))
@@ -74,7 +75,7 @@ def _encode_pool(run: Run, vae: AutoencoderTiny, tokenizer: PreTrainedTokenizerF
     random = numpy_generator(generator)
     parts: list[dict[str, Tensor]] = []
     for _ in range(0, run.steps(POOL), 64):
-        prompts, words = zip(*[random_prompt(random) for _ in range(64)], strict=True)
+        prompts, words = zip(*[random_prompt(random, SELDOM_MANY) for _ in range(64)], strict=True)
         uniforms = random_uniforms(64, generator)
         latents = _encode(vae, render(build_scenes(words, uniforms)))
         parts.append({"latents": latents, "tokens": tokenize(tokenizer, list(prompts)), **uniforms})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from ..captions import DEFAULT_COLOR, PLACES, caption, relation_caption
 from ..world import COLORS, KINDS, TIMES, Thing, Words
+
+EVENLY = (0.04, 0.26, 0.34, 0.2, 0.16)
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:
@@ -30,10 +33,14 @@ def placed(things: list[Thing], random: np.random.Generator) -> tuple[Thing, ...
     return tuple(replace(t, place=PLACES[i]) for t, i in zip(things, chosen, strict=True))
 
 
-def random_prompt(random: np.random.Generator) -> tuple[str, Words]:
-    """A prompt and what it says: nothing to four objects, some of one kind, placed, or one beside or behind another."""
+def random_prompt(random: np.random.Generator, counts: Sequence[float] = EVENLY) -> tuple[str, Words]:
+    """A prompt and what it says: nothing to four objects, some of one kind, placed, or one beside or behind another.
+
+    Args:
+        counts: the shares of prompts of nothing, one, two, three and four objects.
+    """
     time = random_time(random)
-    count = int(random.choice(5, p=[0.04, 0.26, 0.34, 0.2, 0.16]))
+    count = int(random.choice(5, p=counts))
     form = random.random()
     if count >= 2 and form < 0.1:
         things = (random_thing(random),) * count
