@@ -1,5 +1,5 @@
 """Stage 3: the critic of the second world. Its vision tower first learns with throw-away heads, then the whole model
-learns to answer Yes or No and to write what it sees and what comes next."""
+learns to answer Yes or No and to write what it sees and what comes next, and last not to be fooled by smears."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers
 from ..models import build_critic, build_processor
 from .critic_data import HEADS, YES_NO, Lesson, Pool, make_lesson, make_pool
 
-VISION_STEPS, STEPS, POOL = 500, 9000, 8192
+VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 9000, 800, 8192
 TEXT_WEIGHT = 0.5
 
 
@@ -56,14 +56,16 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     critic.model.set_attn_implementation("eager")
     optimizers = make_optimizers(critic)
     checkpoint = Checkpoint(run.folder / "critic.safetensors", {"critic": critic}, optimizers)
-    start = checkpoint.load()
-    if start >= steps:
+    start, end = checkpoint.load(), steps + run.steps(HARDENING_STEPS)
+    if start >= end:
         return critic.eval()
     pool = _keep_pool(run, vae)
-    for step in range(start, steps):
-        lesson = make_lesson(pool, run.generator("critic", step))
+    for step in range(start, end):
+        hardened = step >= steps
+        rate = 0.3 * cosine(step - steps, end - steps, warmup=20) if hardened else cosine(step, steps, warmup=100)
+        lesson = make_lesson(pool, run.generator("critic", step), hardened)
         for optimizer in optimizers:
-            set_learning_rate(optimizer, cosine(step, steps, warmup=100))
+            set_learning_rate(optimizer, rate)
             optimizer.zero_grad()
         values: dict[str, float] = {"step": step + 1}
         with torch.autocast("cpu", torch.bfloat16):
@@ -85,7 +87,7 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
             optimizer.step()
         if (step + 1) % 50 == 0:
             run.log("critic", loss=float(loss.detach()), **values)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 in (steps, end):
             checkpoint.save(step + 1)
     return critic.eval()
 

@@ -51,6 +51,7 @@ HEADS = {
     "gap": 21,
     "layout": 20,
 }
+SMEAR = 14.0  # pixels over which an object is spread that is none any more
 _NONE = -100
 
 
@@ -130,6 +131,7 @@ class _Row:
     other_logit: float = 0.0
     ink: Sequence[int] | None = None
     painted: overlays.Overlay | None = None
+    smeared: Sequence[Scenes] = ()  # of which the picture is the mean
     text: str = ""
 
 
@@ -382,6 +384,26 @@ def _fact_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     return _Row(_word(THING, random).format(name), LOGIT if there else -LOGIT)
 
 
+def _smeared_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
+    """Is there what stands between two places, or nowhere in particular? So look pictures that are moved by force."""
+    things = _things(drawn.scenes, i)
+    if not things:
+        return None
+    j = int(random.integers(len(things)))
+    depths = torch.linspace(-0.5, 0.5, 2 if random.random() < 0.5 else 5) * float(random.uniform(0, 0.5))
+    scenes = []
+    for depth in (depths + things[j][2]).clamp(0, 1).tolist():
+        moved = drawn.scenes.depth[i : i + 1].clone()
+        moved[0, j] = depth
+        scenes.append(replace(_one(drawn.scenes, i), depth=moved))
+    spread = float(foot_at(scenes[-1].depth[0, j]) - foot_at(scenes[0].depth[0, j]))
+    asked = replace(things[j][0], place=None)
+    if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
+        return None
+    question = _word(THING, random).format(thing_name(asked, colored=True))
+    return _Row(question, LOGIT * (1 - 1.6 * min(1.0, spread / SMEAR)), smeared=scenes)
+
+
 def _asked_thing(things: list[tuple[Thing, float, float]], random: np.random.Generator) -> Thing:
     """One of the things, or one that is like it but for its kind, colour or place."""
     thing = things[random.integers(len(things))][0]
@@ -447,9 +469,11 @@ def _text_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
     return _Row(NEXT.format(caption(Words(tuple(wanted)))), text=next_step(words.things, wanted))
 
 
-def _exercise(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
+def _exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> _Row:
     """A question that Yes or No answers."""
     topic = random.random()
+    if hardened and topic > 0.8 and (row := _smeared_row(drawn, i, random)):
+        return row
     if topic < 0.14 and int((drawn.scenes.kind[i] >= 0).sum()):
         return _line_row(drawn, i, random)
     if topic < 0.52 and (row := _depth_row(drawn, i, random)):
@@ -492,6 +516,8 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[_Row], random: np.r
             rows[i].heads = {k: v for k, v in (rows[i].heads or {}).items() if k in overlaid}
             rows[i].text = "mixed"
     for i, row in enumerate(rows):
+        if row.smeared:
+            images[i] += render(concatenate(row.smeared)).mean(dim=0) - render(_one(drawn.scenes, i))[0]
         if row.ink not in (None, INK):
             one = _one(drawn.scenes, i)
             share = float(random.uniform(0.5, 1))
@@ -513,18 +539,18 @@ def _scene_heads(scenes: Scenes, i: int) -> dict[str, int]:
     return heads
 
 
-def make_lesson(pool: Pool, generator: torch.Generator) -> Lesson:
-    """Draws pictures, overlays and questions."""
+def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) -> Lesson:
+    """Draws pictures, overlays and questions; `hardened` ones ask about smeared objects, too."""
     drawn = pool.batch(YES_NO + TEXTS, generator)
     random = numpy_generator(generator)
-    rows = [_exercise(drawn, i, random) for i in range(YES_NO)]
+    rows = [_exercise(drawn, i, random, hardened) for i in range(YES_NO)]
     rows += [_text_row(drawn, i, random) for i in range(YES_NO, YES_NO + TEXTS)]
     images = augment(_change_pictures(drawn.images.float() / 255, drawn, rows, random), generator)
     composites = torch.cat(
         [r.overlay.apply(p[None]) if r.overlay else p[None] for r, p in zip(rows, images, strict=True)]
     )
     known = [
-        {**({} if row.text == "mixed" else _scene_heads(drawn.scenes, i)), **(row.heads or {})}
+        {**({} if row.text == "mixed" or row.smeared else _scene_heads(drawn.scenes, i)), **(row.heads or {})}
         for i, row in enumerate(rows)
     ]
     asked = [r.question + (POSTFIX if i < YES_NO and random.random() < 0.4 else "") for i, r in enumerate(rows)]
