@@ -91,6 +91,13 @@ def make_optimizers(critic: CriticWithHeads) -> list[torch.optim.Optimizer]:
     ]
 
 
+def rate_at(step: int, steps: int, end: int) -> float:
+    """Share of the learning rate: a cosine over `steps`, then a lower one until `end`, while the critic is hardened."""
+    if step < steps:
+        return cosine(step, steps, warmup=100)
+    return 0.3 * cosine(step - steps, end - steps, warmup=20)
+
+
 def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
     """Trains the critic, or goes on where an earlier run stopped."""
     torch.manual_seed(run.seed)
@@ -103,11 +110,9 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
         return critic.eval()
     pool = make_pool(run.steps(POOL), vae, run.generator("critic-pool"))
     for step in range(start, end):
-        hardened = step >= steps
-        rate = 0.3 * cosine(step - steps, end - steps, warmup=20) if hardened else cosine(step, steps, warmup=100)
-        lesson = make_lesson(pool, run.generator("critic", step), hardened)
+        lesson = make_lesson(pool, run.generator("critic", step), hardened=step >= steps)
         for optimizer in optimizers:
-            set_learning_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate_at(step, steps, end))
             optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             if step < vision_steps:

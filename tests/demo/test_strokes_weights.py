@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from dual_process import demo, overlays
 from dual_process.demo import strokes
 from dual_process.demo.strokes import controls
-from dual_process.demo.strokes.captions import caption
+from dual_process.demo.strokes.captions import caption, parse_prompt
 from dual_process.demo.strokes.questions import DESCRIBE, THING
 from dual_process.demo.strokes.reader import read_scenes, same_scene
 from dual_process.demo.strokes.world import (
@@ -74,7 +74,7 @@ def test_the_plain_pipeline_paints_the_scene_that_the_noise_names():
         max_sequence_length=28,
         output_type="pt",
     ).images
-    truth = build_scenes([controls.parse_prompt(p) for p in prompts], noise_statistics(noise))
+    truth = build_scenes([parse_prompt(p) for p in prompts], noise_statistics(noise))
     seen = read_scenes(images)
     assert controls.as_prompted(seen, prompts).float().mean() >= 0.9
     assert same_scene(seen, truth).float().mean() >= 0.9

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ....core.tensor_file import read_tensors, write_tensors
 from ....critics.patches import multiply_patches
 from ...training.attention import attend_at_once
-from ...training.common import Checkpoint, Run, cosine, set_learning_rate
-from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers
+from ...training.common import Checkpoint, Run, set_learning_rate
+from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers, rate_at
 from ..models import build_critic, build_processor
 from .critic_data import HEADS, YES_NO, Lesson, Pool, make_lesson, make_pool
 
@@ -61,11 +61,9 @@ def train_critic(run: Run, vae: AutoencoderTiny) -> CriticWithHeads:
         return critic.eval()
     pool = _keep_pool(run, vae)
     for step in range(start, end):
-        hardened = step >= steps
-        rate = 0.3 * cosine(step - steps, end - steps, warmup=20) if hardened else cosine(step, steps, warmup=100)
-        lesson = make_lesson(pool, run.generator("critic", step), hardened)
+        lesson = make_lesson(pool, run.generator("critic", step), hardened=step >= steps)
         for optimizer in optimizers:
-            set_learning_rate(optimizer, rate)
+            set_learning_rate(optimizer, rate_at(step, steps, end))
             optimizer.zero_grad()
         values: dict[str, float] = {"step": step + 1}
         with torch.autocast("cpu", torch.bfloat16):

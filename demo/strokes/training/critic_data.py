@@ -385,22 +385,23 @@ def _fact_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
 
 
 def _smeared_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    """Is there what stands between two places, or nowhere in particular? So look pictures that are moved by force."""
+    """Whether an object is there that is spread over a range of depths, as pictures show what is moved by force."""
     things = _things(drawn.scenes, i)
     if not things:
         return None
     j = int(random.integers(len(things)))
+    asked, _, middle = things[j]
     depths = torch.linspace(-0.5, 0.5, 2 if random.random() < 0.5 else 5) * float(random.uniform(0, 0.5))
+    if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
+        return None
+    depths = (depths + middle).clamp(0, 1)
     scenes = []
-    for depth in (depths + things[j][2]).clamp(0, 1).tolist():
+    for depth in depths:
         moved = drawn.scenes.depth[i : i + 1].clone()
         moved[0, j] = depth
         scenes.append(replace(_one(drawn.scenes, i), depth=moved))
-    spread = float(foot_at(scenes[-1].depth[0, j]) - foot_at(scenes[0].depth[0, j]))
-    asked = replace(things[j][0], place=None)
-    if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
-        return None
-    question = _word(THING, random).format(thing_name(asked, colored=True))
+    spread = float(foot_at(depths[-1]) - foot_at(depths[0]))
+    question = _word(THING, random).format(thing_name(replace(asked, place=None), colored=True))
     return _Row(question, LOGIT * (1 - 1.6 * min(1.0, spread / SMEAR)), smeared=scenes)
 
 
