@@ -169,11 +169,12 @@ def make_pool(count: int) -> Pool:
     return Pool((render(scenes) * 255).round().byte(), scenes, others)
 
 
-def test_lessons_are_written_in_words_that_the_critic_knows():
+@pytest.mark.parametrize("hardened", [False, True])
+def test_lessons_are_written_in_words_that_the_critic_knows(hardened):
     tokenizer, pool = build_processor().tokenizer, make_pool(64)
     generator = torch.Generator().manual_seed(10)
     for _ in range(3):
-        lesson = make_lesson(pool, generator)
+        lesson = make_lesson(pool, generator, hardened)
         assert lesson.images.shape == (YES_NO + TEXTS, 3, 128, 128)
         assert ((lesson.yes > 0) & (lesson.yes < 1)).all()
         for text in [*lesson.questions, *lesson.texts]:
