@@ -26,11 +26,20 @@ PALETTES = (
     ("#2f3e75", "#7c8fd0", "#3d6b4f", "#1f3328"),
 )
 
+PLACES = (
+    ((16.0, 0.15), (112.0, 0.85)),
+    ((16.0, 0.9), (112.0, 0.1)),
+    ((16.0, 0.5), (112.0, 0.5)),
+)
+
 # The settings that each control is tried with.
 TARGETS: dict[str, list[dict[str, Any]]] = {
     "horizon": [{"line": line} for line in LINES],
     "palette": [{"colors": colors} for colors in PALETTES],
     "night": [{}],
+    "line_weight": [{"thickness": thickness} for thickness in (1.0, 2.5, 4.0)],
+    "depth": [{"nearer": nearer} for nearer in ("left", "right")],
+    "composition": [{"places": places} for places in PLACES],
 }
 
 

@@ -31,6 +31,9 @@ class ControlName(str, Enum):
     horizon = "horizon"
     palette = "palette"
     night = "night"
+    line_weight = "line_weight"
+    depth = "depth"
+    composition = "composition"
 
 
 def demo(

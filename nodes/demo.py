@@ -46,4 +46,47 @@ class LoadDemoModels(io.ComfyNode):
         return io.NodeOutput(*load_models(), critic)
 
 
-NODES = [LoadDemoModels]
+class LoadDemoStrokes(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualProcessLoadDemoStrokes",
+            display_name="Load Demo Strokes",
+            category=CATEGORY,
+            description="Tiny trained models of a second world that ship with the pack: a Flux that draws houses, "
+            'trees and balls with outlines, 128 × 128 pixels, from prompts such as "a blue house and a tree by night", '
+            "and a critic for line weight, depth and composition. They train on the CPU in a few minutes.",
+            search_aliases=["dual process demo", "tiny flux", "line weight", "depth", "composition"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="A Flux schnell of 5 M parameters, made for 1 step. Shown a picture by Reference Latent, "
+                    'it changes it as the prompt says: "add a blue house far left", "remove the tree near right".',
+                ),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Its text encoders. They know houses, trees and balls, one to four of them, in yellow, "
+                    "blue, green and white; far or near, left, middle or right; by day, by dusk and by night.",
+                ),
+                io.Vae.Output(display_name="vae", tooltip="Its VAE: 16 channels, 8 pixels per latent pixel."),
+                Critic.Output(
+                    display_name="critic",
+                    tooltip="A Qwen2.5-VL of 3 M parameters that answers about line weight, depth, composition and "
+                    "what stands where in these drawings.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..critics import load_critic
+        from ..demo.comfy.models import load_models
+        from ..demo.strokes import PRESET, WEIGHTS
+
+        with outside_inference_mode():
+            critic = load_critic(WEIGHTS / "critic", device="cpu")
+        return io.NodeOutput(*load_models(WEIGHTS / "pipeline", PRESET), critic)
+
+
+NODES = [LoadDemoModels, LoadDemoStrokes]

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.comfyui
 INPUTS = {
     "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download", "max_size"],
     "LoadDemoModels": [],
+    "LoadDemoStrokes": [],
     "CriticFromCLIP": ["clip", "max_size"],
     "VLMQuestion": ["question", "answer", "weight", "overlay", "contrast", "prompts", "paraphrases", "guards"],
     "KeepQuestion": ["question", "answer", "weight", "overlay", "prompts"],
@@ -64,7 +65,10 @@ def test_a_module_that_fails_takes_no_other_nodes_with_it(pack, nodes, monkeypat
     else:
         monkeypatch.setattr(sys.modules[demo].LoadDemoModels, "GET_SCHEMA", lambda: 1 / 0)
     found = asyncio.run(extension.DualProcessExtension().get_node_list())
-    assert {node.GET_SCHEMA().node_id for node in found} == set(nodes) - {"DualProcessLoadDemoModels"}
+    assert {node.GET_SCHEMA().node_id for node in found} == set(nodes) - {
+        "DualProcessLoadDemoModels",
+        "DualProcessLoadDemoStrokes",
+    }
     (record,) = caplog.records
     reason = "ModuleNotFoundError" if broken == "import" else "ZeroDivisionError: division by zero"
     assert all(part in record.getMessage() for part in ("nodes/demo.py", reason, "requirements.txt"))
