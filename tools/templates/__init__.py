@@ -1,0 +1,28 @@
+"""Writes `workflows/*.json` and `subgraphs/*.json` from definitions, through ComfyUI's own frontend.
+
+    PYTHONPATH=tests:tests/live:tools python -m templates
+
+Needs ComfyUI and Chromium, as the live tests do. Thumbnails are made by `tools/thumbnails.py`.
+"""
+
+from __future__ import annotations
+
+from .applications import HORIZON, PALETTE
+from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, Z_IMAGE_TURBO
+from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, USE_A_SAVED_LORA
+from .teaching import template
+
+TEMPLATES = {
+    "01_demo_teach_a_horizon": template(HORIZON, DEMO),
+    "02_demo_teach_a_palette": template(PALETTE, DEMO),
+    "03_demo_use_a_saved_lora": USE_A_SAVED_LORA,
+    "04_demo_score_pictures": SCORE_PICTURES,
+    "05_flux_schnell_teach_a_horizon": template(HORIZON, FLUX_SCHNELL),
+    "06_demo_teach_a_horizon.app": APP,
+    "07_flux_dev_teach_a_horizon": template(HORIZON, FLUX_DEV),
+    "08_flux2_klein_teach_a_horizon": template(HORIZON, FLUX_2_KLEIN),
+    "09_z_image_turbo_teach_a_horizon": template(HORIZON, Z_IMAGE_TURBO),
+    "10_qwen_image_teach_a_horizon": template(HORIZON, QWEN_IMAGE),
+    "11_sdxl_teach_a_horizon": template(HORIZON, SDXL),
+}
+SUBGRAPHS = {"Distill from one question": DISTILL_FROM_ONE_QUESTION}
