@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 1.75  # inches that a picture takes in a row
+COLUMNS = 8  # at most
 
 
 def save_before_after(
@@ -34,25 +35,31 @@ def before_after_figure(
 ) -> Figure:
     """Draws pictures [B, 3, H, W] in [0, 1] in columns, the base model's above the trained ones of the same noise.
 
-    `true`, what the trained ones should look like, is the third row where it is known. Large pictures are drawn in up
-    to 512 pixels.
+    `true`, what the trained ones should look like, is the third row where it is known. More than eight stand in several
+    bands. Large pictures are drawn in up to 512 pixels.
     """
     from matplotlib.figure import Figure
 
-    count = len(before)
     rows = {"before": before, "after": after} | ({} if true is None else {"true": true})
+    columns, bands = min(len(before), COLUMNS), math.ceil(len(before) / COLUMNS)
     dpi = max(130, min(512, before.shape[-1]) / CELL)
-    figure = Figure(figsize=(CELL * count + 0.4, 1.8 * len(rows) + 0.5), layout="constrained", dpi=dpi)
-    axes = figure.subplots(len(rows), count, squeeze=False)
+    size = (CELL * columns + 0.4, bands * (1.8 * len(rows) + 0.5))
+    figure = Figure(figsize=size, layout="constrained", dpi=dpi)
+    axes = figure.subplots(bands * len(rows), columns, squeeze=False)
     for row, (name, images) in enumerate(rows.items()):
-        for column, image in enumerate(images.detach().cpu().clamp(0, 1)):
-            cell = axes[row][column]
+        for number, image in enumerate(images.detach().cpu().clamp(0, 1)):
+            band, column = divmod(number, COLUMNS)
+            cell = axes[band * len(rows) + row][column]
             cell.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             cell.set_xticks([])
             cell.set_yticks([])
-        axes[row][0].set_ylabel(name, fontsize=13)
-    for cell, caption in zip(axes[0], captions, strict=False):
-        cell.set_title(textwrap.fill(caption, 22), fontsize=8)
+            if column == 0:
+                cell.set_ylabel(name, fontsize=13)
+            if row == 0 and number < len(captions):
+                cell.set_title(textwrap.fill(captions[number], 22), fontsize=8)
+    for cell in axes.flat:
+        if not cell.images:
+            cell.set_axis_off()
     return figure
 
 

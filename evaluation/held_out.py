@@ -26,7 +26,8 @@ PROMPT_FITS = Question(
 )  # VQAScore, Lin et al. 2024
 OTHER_SIZE = 0.75  # of the training pictures' height and width
 OTHER_SIZE_PICTURES = 2
-PROMPTS, SEEDS = 4, 2  # pictures of a verdict unless the caller says otherwise
+PROMPTS, SEEDS = 4, 2  # prompts of which a verdict looks at so many noises; of others it looks at one
+MOST_PROMPTS = 32
 SURE = 0.9  # a P(answer) from which on a small rise is enough
 BELIEVED = 0.5  # a critic that was not this sure of a thing before cannot tell that it was lost
 FALL = 0.15  # of a probability that is to be kept
@@ -74,10 +75,10 @@ class Comparison:
 
 
 def held_out_pairs(generator: Generator, recipe: Recipe) -> HeldOut:
-    """Two noises each of four held-out prompts; of training prompts where the generator holds no others."""
+    """Two noises each of four held-out prompts, one of every further one; four training prompts if none is held out."""
     first = len(recipe.prompts) or generator.num_prompts
-    numbers = list(range(first, generator.num_prompts)) or list(range(first))
-    indices = [n for n in numbers[:PROMPTS] for _ in range(SEEDS)]
+    numbers = list(range(first, generator.num_prompts))[:MOST_PROMPTS] or list(range(first))[:PROMPTS]
+    indices = [*(n for n in numbers[:PROMPTS] for _ in range(SEEDS)), *numbers[PROMPTS:]]
     return HeldOut(tuple(indices), tuple(EVALUATION_SEED + i for i in range(len(indices))))
 
 

@@ -229,6 +229,16 @@ def test_the_true_pictures_are_the_third_row(tmp_path):
     assert rows == [0, 255, pytest.approx(127.5, abs=1)]
 
 
+def test_many_pictures_stand_in_bands_of_eight(tmp_path):
+    shades = torch.linspace(0, 1, 10)[:, None, None, None].expand(-1, 3, 8, 8)
+    save_before_after(tmp_path / "b.png", shades, 1 - shades)
+    picture = Image.open(tmp_path / "b.png").convert("L")
+    width, height = picture.size
+    second = [picture.getpixel((width // 10, height * part // 8)) for part in (5, 7)]  # of the ninth picture
+    assert second == [pytest.approx(255 * 8 / 9, abs=1), pytest.approx(255 / 9, abs=1)]
+    assert picture.getpixel((width * 9 // 10, height * 5 // 8)) == 255  # no picture
+
+
 def test_mean_probability_is_that_of_probabilities_of_those_asked():
     log_likelihood = torch.tensor([[0.5, 0.9], [0.1, math.nan]]).log()
     assert mean_probability(log_likelihood) == pytest.approx((0.3, 0.9))

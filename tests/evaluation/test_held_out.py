@@ -73,6 +73,17 @@ def test_pairs_are_held_out_prompts_where_there_are_some():
     assert held_out_pairs(generator, recipe()).indices == (0, 0, 1, 1, 2, 2)
 
 
+def test_every_held_out_prompt_is_looked_at():
+    words = tuple(f"prompt {number}" for number in range(45))
+    few = held_out_pairs(FakeGenerator(words[:9]), recipe(prompts=words[:3], held_out=words[3:9]))
+    assert few.indices == (3, 3, 4, 4, 5, 5, 6, 6, 7, 8)
+    assert len({*few.seeds}) == len(few)
+    many = held_out_pairs(FakeGenerator(words), recipe(prompts=words[:5], held_out=words[5:]))
+    assert {*many.indices} == {*range(5, 37)}
+    none = held_out_pairs(FakeGenerator(words), recipe(prompts=words))
+    assert {*none.indices} == {0, 1, 2, 3}
+
+
 def test_measures_by_hand():
     generator, critic, referee = FakeGenerator(), FakeCritic(), FakeCritic()
     keep = Question("b", role="keep", prompts=(1,))
