@@ -7,8 +7,8 @@ Needs ComfyUI and Chromium, as the live tests do. Thumbnails are made by `tools/
 
 from __future__ import annotations
 
-from .applications import HORIZON, PALETTE
-from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, Z_IMAGE_TURBO
+from .applications import COMMONSENSE, COMPOSITION, HORIZON, LINE_WEIGHT, NEW_PROMPTS, PALETTE, RELATIVE_DEPTH
+from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, STROKES, Z_IMAGE_TURBO
 from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, USE_A_SAVED_LORA
 from .teaching import template
 
@@ -24,5 +24,16 @@ TEMPLATES = {
     "09_z_image_turbo_teach_a_horizon": template(HORIZON, Z_IMAGE_TURBO),
     "10_qwen_image_teach_a_horizon": template(HORIZON, QWEN_IMAGE),
     "11_sdxl_teach_a_horizon": template(HORIZON, SDXL),
+    "12_flux_schnell_teach_a_palette": template(PALETTE, FLUX_SCHNELL),
+    "13_demo_teach_a_line_weight": template(LINE_WEIGHT, STROKES),
+    "14_flux_schnell_teach_a_line_weight": template(LINE_WEIGHT, FLUX_SCHNELL),
+    "15_demo_teach_relative_depth": template(RELATIVE_DEPTH, STROKES),
+    "16_flux_schnell_teach_relative_depth": template(RELATIVE_DEPTH, FLUX_SCHNELL),
+    "17_demo_teach_a_composition": template(COMPOSITION, STROKES),
+    "18_flux_schnell_teach_a_composition": template(COMPOSITION, FLUX_SCHNELL),
+    "19_demo_teach_commonsense": template(COMMONSENSE, DEMO),
+    "20_flux_schnell_teach_commonsense": template(COMMONSENSE, FLUX_SCHNELL),
+    "21_demo_teach_for_new_prompts": template(NEW_PROMPTS, DEMO),
+    "22_flux_schnell_teach_for_new_prompts": template(NEW_PROMPTS, FLUX_SCHNELL),
 }
 SUBGRAPHS = {"Distill from one question": DISTILL_FROM_ONE_QUESTION}

@@ -14,6 +14,7 @@ from .parts import Blueprint, Columns, Template
 
 FOLDER = comfyui.ROOT / "workflows"
 BLUEPRINTS = comfyui.ROOT / "subgraphs"
+LOW = 120  # pixels: a note in which every text is cut off
 
 BUILD = """async (columns) => {
   const graph = window.app.graph; graph.clear();
@@ -47,6 +48,15 @@ SIZES = """async (workflow) => {
   await window.app.loadGraphData(workflow);
   await new Promise(r => setTimeout(r, 3000));
   return window.app.graph.nodes.map(node => [...node.size]);
+}"""
+# How many pixels of the note's text its box cuts off; only what is on the screen has a size.
+CUT = """async () => {
+  await window.app.extensionManager.command.execute('Comfy.Canvas.FitView');
+  await new Promise(r => setTimeout(r, 1500));
+  const shown = [...document.querySelectorAll('.comfy-markdown .tiptap, .comfy-markdown-content')];
+  const text = shown.find(element => element.clientHeight > 0);
+  if (!text) throw new Error('the note is not on the screen');
+  return text.scrollHeight - text.clientHeight;
 }"""
 PLACE = """async ({places, groups, note}) => {
   const graph = window.app.graph, order = Object.keys(places);
@@ -103,9 +113,10 @@ def write(pages: tuple[Any, Any], name: str, template: Template) -> None:
     """Builds in the classic renderer, measures in both, and leaves room for the larger."""
     page, vue = pages
     sizes = build(page, template.columns)
-    rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes)))
+    rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes, LOW)))
     sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=False)}
-    workflow = page.evaluate(PLACE, lay_out(template, sizes))
+    note_height = LOW + max(page.evaluate(CUT), vue.evaluate(CUT))
+    workflow = page.evaluate(PLACE, lay_out(template, sizes, note_height))
     for node in workflow["nodes"]:
         node["properties"].pop("dual_process_view", None)  # every user's node gets a key of its own
     workflow["id"] = named(name)
@@ -123,7 +134,7 @@ def write_blueprint(page: Any, name: str, blueprint: Blueprint) -> None:
     """A workflow of one node, its subgraph, as ComfyUI wants blueprints."""
     columns = {str(number): column for number, column in enumerate(blueprint.columns)}
     sizes = build(page, columns)
-    places = lay_out(Template(columns, "", lowered={}), sizes)["places"]
+    places = lay_out(Template(columns, "", lowered={}), sizes, LOW)["places"]
     shown = {side: getattr(blueprint, side) for side in ("inputs", "widgets", "outputs")}
     workflow = page.evaluate(INTO_SUBGRAPH, {"name": name, "places": places, **shown})
     (subgraph,) = workflow["definitions"]["subgraphs"]

@@ -11,7 +11,7 @@ TITLE, GAP, MARGIN, HEAD = 30, 26, 12, 52  # pixels: a node's title, between nod
 BETWEEN = 60  # columns
 
 
-def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def lay_out(template: Template, sizes: Mapping[str, Sequence[float]], note_height: float) -> dict[str, Any]:
     """Places of nodes, groups and note: columns from the left, nodes from the top."""
     places, groups, ends, x = {}, [], [], 0.0
     for number, (title, column) in enumerate(template.columns.items()):
@@ -25,5 +25,5 @@ def lay_out(template: Template, sizes: Mapping[str, Sequence[float]]) -> dict[st
         ends.append((x, y + MARGIN + GAP))
         x += width + BETWEEN
     left, below = ends[template.note_below]
-    note = {"text": template.note, "pos": [left, below + TITLE], "size": list(template.note_size)}
+    note = {"text": template.note, "pos": [left, below + TITLE], "size": [template.note_width, note_height]}
     return {"places": places, "groups": groups, "note": note}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .parts import Node
 
@@ -94,6 +94,7 @@ DEMO = Models(
     *(f"demo.{output}" for output in ("model", "clip", "vae", "critic")),
     downloaded=False,
 )
+STROKES = replace(DEMO, loaders={"demo": Node("DualProcessLoadDemoStrokes", width=300)})
 FLUX_SCHNELL = downloaded(
     "flux_schnell",
     "Flux schnell",

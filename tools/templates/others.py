@@ -76,7 +76,7 @@ USE_A_SAVED_LORA = Template(
     note="## Use a LoRA\n\nPress **Run**. The LoRA in *Load LoRA* ships with the pack and puts the "
     "horizon on the line that is drawn. Choose your own after running **01_demo_teach_a_horizon** "
     "(press R to refresh the list).",
-    note_size=(280, 150),
+    note_width=280,
 )
 SCORE_PICTURES = Template(
     columns={
@@ -102,7 +102,7 @@ SCORE_PICTURES = Template(
         "3  Questions": {
             "overlay": Node("DualProcessHorizonOverlay", {"position": 0.5}, width=300),
             "line": Node(
-                "DualProcessVLMQuestion", {"question": HORIZON.demo.question}, {"overlay": "overlay.overlay"}, 300
+                "DualProcessVLMQuestion", {"question": HORIZON.demo.texts[0]}, {"overlay": "overlay.overlay"}, 300
             ),
             "night": Node("DualProcessVLMQuestion", {"question": "Is it night?"}, width=300),
         },
@@ -125,7 +125,6 @@ SCORE_PICTURES = Template(
     note="## Score pictures\n\nPress **Run**. Try questions here before you train on them: if P(answer) "
     "cannot tell a good picture from a bad one, training will not either.\n\nPut *Load Image* in the "
     "place of the sampler for your own pictures, and *Load VLM Critic* in that of the demo critic.",
-    note_size=(300, 200),
     note_below=0,
     lowered={1: 110, 2: 110},
 )
@@ -143,7 +142,6 @@ APP = Template(
     note="## An app\n\n**01_demo_teach_a_horizon** in app mode, which shows only the question, the line's "
     "*position*, the training and the pictures before and after. *Enter app mode* in the menu of the "
     "workflow's tab goes back there.",
-    note_size=(300, 180),
     note_below=0,
     app=App(["question.question", "overlay.position", "distill.view"], ["picture"]),
 )

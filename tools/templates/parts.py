@@ -37,7 +37,7 @@ class Template:
 
     columns: Columns
     note: str
-    note_size: tuple[int, int] = (300, 300)
+    note_width: int = 300
     note_below: int = -1  # the column that it stands below
     lowered: Mapping[int, int] = field(default_factory=lambda: {1: 110})  # columns that wires go past, above the nodes
     app: App | None = None  # opens in app mode; the file's name ends in .app, by which ComfyUI lists apps

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dual_process.evaluation.control import Control
+from dual_process.overlays import Overlay
+
+from .drawn import overlay_node
 from .models import Models
 from .parts import Columns, Node, Template
 
 POSTFIX = " Answer with Yes or No."  # for large critics
+WEIGHTS = {"anchors": "anchor_weight", "structure": "structure_weight"}  # widgets of penalties
 
 
 @dataclass(frozen=True)
@@ -17,25 +22,47 @@ class Case:
     """What is taught to one kind of models.
 
     Attributes:
-        prompts: widgets of Training Prompts.
-        settings: widgets of Distill LoRA.
+        overlay: what is drawn on the picture; its own first question is asked.
+        wordings: of the question, where there is no overlay; the first is asked.
+        prompts, held_out: of Training Prompts; the node's own if there are none.
+        penalties: weights that differ from the preset's.
+        hint: the note's, about these models only.
     """
 
-    question: str
-    overlay: Node
-    prompts: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    overlay: Overlay | None = None
+    wordings: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    held_out: Sequence[str] = ()
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    hint: str = ""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Three wordings of the question."""
+        return self.wordings or (self.overlay.questions() if self.overlay else ())
+
+
+def as_in(control: Control, wordings: Sequence[str] = (), hint: str = "") -> Case:
+    """What a control of a demo world teaches."""
+    return Case(control.asked[0].overlay, wordings, control.recipe.prompts, control.held_out, hint=hint)
 
 
 @dataclass(frozen=True)
 class Application:
-    """What is taught, to the demo models and to others: templates for both are made from it."""
+    """What is taught, to demo models and to others: templates for both are made from it.
+
+    Attributes:
+        name: as file names have it.
+        title: what follows "Teach" in the note.
+        asks, change: sentences of the note: what it does, and what to try next.
+    """
 
     name: str
     title: str
+    asks: str
+    change: str
     demo: Case
     downloaded: Case
-    note: str  # of the demo's template
 
 
 def distill(source: Mapping[str, str], settings: Mapping[str, Any] | None = None, **inputs: str) -> Node:
@@ -48,23 +75,25 @@ def columns(application: Application, models: Models) -> Columns:
     width = 320 if models.downloaded else 300
     height = 370 if not models.downloaded else 200 if models.guided else 280
     name = f"{models.name}_{application.name}" if models.downloaded else application.name
+    prompts = {"text": "\n".join(case.prompts), "held_out": "\n".join(case.held_out)} if case.prompts else {}
     source, empty = {"model": models.model, "vae": models.vae}, {}
     if models.guided:
         source["negative"] = "empty.CONDITIONING"
         empty["empty"] = Node("CLIPTextEncode", {"text": ""}, {"clip": models.clip}, width, 90, "Empty prompt")
+    overlay = {} if case.overlay is None else {"overlay": replace(overlay_node(case.overlay), width=width)}
     return {
         "1  Models and prompts": {
             **models.loaders,
-            "prompts": Node("DualProcessTrainingPrompts", case.prompts, {"clip": models.clip}, width, height),
+            "prompts": Node("DualProcessTrainingPrompts", prompts, {"clip": models.clip}, width, height),
             **empty,
         },
         "2  What the critic is asked": {
             **models.critic_loader,
-            "overlay": replace(case.overlay, width=width),
+            **overlay,
             "question": Node(
                 "DualProcessVLMQuestion",
-                {"question": case.question + POSTFIX * models.downloaded},
-                {"overlay": "overlay.overlay"},
+                {"question": case.texts[0] + POSTFIX * models.downloaded},
+                {"overlay": "overlay.overlay"} if overlay else {},
                 width,
                 224 if models.downloaded else None,
             ),
@@ -76,7 +105,12 @@ def columns(application: Application, models: Models) -> Columns:
             ),
         },
         "3  Train and watch": {
-            "distill": distill(source, case.settings, prompts="prompts.prompts", loss="loss.loss"),
+            "distill": distill(
+                source,
+                {WEIGHTS[name]: weight for name, weight in case.penalties.items()},
+                prompts="prompts.prompts",
+                loss="loss.loss",
+            ),
         },
         "4  Save": {
             "save": Node(
@@ -87,12 +121,30 @@ def columns(application: Application, models: Models) -> Columns:
 
 
 def template(application: Application, models: Models) -> Template:
-    made = columns(application, models)
+    lowered = {1: 20} if models.downloaded else {1: 110}
+    return Template(columns(application, models), note(application, models), lowered=lowered)
+
+
+def note(application: Application, models: Models) -> str:
+    """What the template does, other wordings, and what to change for one's own model."""
+    case = application.downloaded if models.downloaded else application.demo
+    title = f"## Teach {application.title}" + (f" to {models.label}" if models.downloaded else "")
+    wordings = "Wordings to try:\n" + "".join(f"\n- {text}" for text in case.texts)
+    tries = " ".join(filter(None, (application.change, case.hint)))
+    return "\n\n".join((title, application.asks, _start(models), tries, wordings, _own(models)))
+
+
+def _start(models: Models) -> str:
     if not models.downloaded:
-        return Template(made, application.note)
-    note = (
-        f"## {application.title} for {models.label}\n\nComfyUI offers to download the files of {models.label}. The "
-        "critic is a folder in models/VLM, such as Qwen2.5-VL-7B-Instruct from Hugging Face; or write its id into "
-        "*download* of *Load VLM Critic* (advanced)."
+        return "Press **Run**: nothing has to be downloaded. It takes a few minutes on a CPU."
+    return (
+        f"ComfyUI offers to download the files of {models.label}. The critic is a folder in models/VLM, such as "
+        "Qwen2.5-VL-7B-Instruct or idefics2-8b from Hugging Face; or write its id into *download* of *Load VLM Critic* "
+        "(advanced)."
     )
-    return Template(made, note, note_size=(300, 200), lowered={1: 20})
+
+
+def _own(models: Models) -> str:
+    if not models.downloaded:
+        return "**Your own model**: put its loaders and *Load VLM Critic* in the demo's place. Write your own prompts."
+    return f"**Your own model**: exchange the loaders. End questions to large critics with “{POSTFIX.strip()}”"
