@@ -14,7 +14,6 @@ from live_server import Server, open_page
 from dual_process.core.tensor_file import read_tensors
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
-TEMPLATES = sorted((comfyui.ROOT / "workflows").glob("*.json"))
 HORIZON = json.loads((comfyui.ROOT / "workflows" / "01_demo_teach_a_horizon.json").read_text())
 STATUS = "(document.querySelector('.dp-status')?.textContent ?? '')"
 INK = """() => [...document.querySelectorAll('.dp-chart canvas')].map(canvas => {
@@ -27,37 +26,6 @@ KEYS = """[window.app.graph, ...window.app.graph.subgraphs.values()].flatMap(g =
 SIZES = f"""() => [...{NODE}.size, document.querySelector('.dual-process-view').clientHeight]"""
 SET = """settings => { const node = window.app.graph.nodes.find(n => n.type === 'DualProcessDistill');
   for (const [name, value] of Object.entries(settings)) node.widgets.find(w => w.name === name).value = value; }"""
-WINDOWS = ((1600, 1000), (1280, 720))
-# Where nodes are, by the graph and in Nodes 2.0 by the page, too. Wires as the frontend draws them: below nodes.
-LAYOUT = """() => {
-  const { graph, canvas } = window.app, { scale, offset } = canvas.ds, page = canvas.canvas.getBoundingClientRect();
-  const box = (name, left, top, width, height) => ({ name, left, top, right: left + width, bottom: top + height });
-  const shown = node => {
-    const drawn = box(node.title, ...node.boundingRect);
-    const element = document.querySelector(`[data-node-id="${node.id}"]`);
-    if (!element) return drawn;
-    const { x, y, width, height } = element.getBoundingClientRect();
-    const there = box('', x / scale - offset[0], y / scale - offset[1], width / scale, height / scale);
-    const both = (side, of) => of(drawn[side], there[side]);
-    return { name: node.title, left: both('left', Math.min), top: both('top', Math.min),
-      right: both('right', Math.max), bottom: both('bottom', Math.max) }; };
-  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
-  const holds = (a, b) => a.left < b.left && a.top + 30 <= b.top && a.right > b.right && a.bottom > b.bottom;
-  const nodes = graph.nodes.map(shown), steps = graph.nodes.filter(n => n.type !== 'MarkdownNote').map(shown);
-  const groups = graph.groups.map(group => box(group.title, ...group.boundingRect));
-  const screen = box('', -offset[0], -offset[1], page.width / scale, page.height / scale);
-  const pen = document.createElement('canvas').getContext('2d'), paths = [...graph.links.values()].map(l => l.path);
-  pen.lineWidth = 8;
-  const crossed = ({ left, top, right }) => {
-    for (let x = left; x < right; x += 6) for (let y = top; y < top + 30; y += 6)
-      if (paths.some(path => pen.isPointInStroke(path, x, y))) return true; };
-  return { scale, labels: !canvas.low_quality, below: !canvas.links_ontop, faults: {
-    overlaps: nodes.flatMap((a, i) => nodes.slice(0, i).filter(b => meet(a, b)).map(b => [a, b])),
-    cut: nodes.filter(node => !holds({ ...screen, top: screen.top - 30 }, node)),
-    homeless: steps.filter(node => !groups.some(group => holds(group, node))),
-    halfway: groups.flatMap(group => nodes.filter(node => meet(group, node) && !holds(group, node))),
-    crossed: groups.filter(crossed) } }; }"""
-
 RESUME = f"""() => {{ const node = LiteGraph.createNode('DualProcessLoadDistillationCheckpoint');
   window.app.graph.add(node); node.pos = [0, -250]; node.connect(0, {NODE}, 'resume'); }}"""
 
@@ -210,55 +178,3 @@ def test_two_queued_runs_a_copy_and_an_error(server: Server, context: Any, reque
     run(page)
     assert "512 × 512 pixels are too many for demo models" in wait_status(page, "too many")
     page.screenshot(path=tmp_path / "error.png")
-
-
-def run_to_its_end(server: Server, page: Any) -> None:
-    known = server.get("/history").keys()
-    run(page)
-    (new,) = server.wait(lambda: server.get("/history").keys() - known, "run the graph")
-    status = server.get("/history")[new]["status"]
-    assert status["status_str"] == "success", status["messages"][-1]
-
-
-def check_layout(page: Any, name: str, folder: Path) -> None:
-    """Fits the view to the open graph in each window, measures, and takes a picture."""
-    for width, height in WINDOWS:
-        page.set_viewport_size({"width": width, "height": height})
-        page.wait_for_timeout(500)
-        page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        page.wait_for_timeout(1500)
-        page.screenshot(path=folder / f"{name}_{width}.png")
-        found = page.evaluate(LAYOUT)
-        where = f"{name} at {width} x {height}: {found}"
-        assert not any(found["faults"].values()), where
-        assert found["scale"] >= (0.7 if width == 1600 else 0.5), where
-        assert found["labels"], where  # the classic renderer draws no words on nodes that are very small
-        assert found["below"], where
-
-
-def test_templates_fit_the_screen_and_nothing_overlaps(
-    server: Server, context: Any, request: Any, tmp_path: Path
-) -> None:
-    """Before and after a run. Those whose models are to be downloaded show the run of the first."""
-    page = open_page(server, context)
-    key = ""
-    for path in TEMPLATES:
-        workflow = json.loads(path.read_text())
-        workflow["extra"].pop("linearMode", None)  # the graph of an app, too
-        page.evaluate("data => window.app.loadGraphData(data)", workflow)
-        page.wait_for_timeout(3000)
-        check_layout(page, path.stem, tmp_path)
-        trains = page.evaluate(f"() => Boolean({NODE})")
-        if "_demo_" not in path.stem:
-            page.evaluate(f"key => {{ {NODE}.properties.dual_process_view = key; }}", key)
-            page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize())")
-        else:
-            if trains:
-                page.evaluate(SET, {"train_steps": 3, "anchor_pool": 2, "seed": 900 + len(request.node.name)})
-            run_to_its_end(server, page)
-        if trains:
-            wait_status(page, "^Done after 3 steps")
-            page.wait_for_function(f"() => {SHOWN}.length > 1")
-            key = key or page.evaluate(f"() => {NODE}.properties.dual_process_view")
-        page.wait_for_timeout(3000)
-        check_layout(page, f"{path.stem}_after", tmp_path)
