@@ -1,8 +1,12 @@
-"""Draws the templates' thumbnails with LoRAs that the demo command has trained.
+"""Draws the templates' thumbnails with LoRAs that the demo models were taught.
 
-python -m dual_process demo --output runs/horizon
-python -m dual_process demo --control palette --output runs/palette
-python tools/thumbnails.py runs/horizon/lora.safetensors runs/palette/lora.safetensors
+    for control in horizon palette night line_weight depth composition; do
+      python -m dual_process demo --control $control
+    done
+    PYTHONPATH=tools python tools/thumbnails.py output
+
+Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo_teach_for_new_prompts has saved.
+Thumbnails whose LoRA is not there are left as they are.
 """
 
 from __future__ import annotations
@@ -13,31 +17,38 @@ from pathlib import Path
 import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
+from templates import LESSONS
+from templates.applications import COMMONSENSE, HORIZON, RELATIVE_DEPTH
+from templates.models import STROKES
+from templates.teaching import Application
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from dual_process import demo, overlays
 from dual_process.core.tensor_file import read_tensors
-from dual_process.demo.controls import DEFAULT_PALETTE
+from dual_process.demo import strokes
 from dual_process.distillation import Question
 
 FOLDER = Path(__file__).parents[1] / "workflows"
+RUNS = {COMMONSENSE.name: "night", RELATIVE_DEPTH.name: "depth"}  # named otherwise than the application
 PROMPTS = (
     "the sea under a day sky",
     "the sand under a sunset sky with a tree",
     "the grass under a night sky with a house",
-    "a night sky over the sea",
 )
-LINE = "Is the overlaid red line aligned with the horizon of the scene?"
+SILENT = ("the sea under a sky", "the sand under a sky with a tree", "the grass under a sky with a house")
+SEEDS = (11, 12, 14)
+LINE = HORIZON.demo.texts[0]
 SIDE, GAP, LEFT, TOP = 168, 10, 12, 34  # pixels
 INK, PAPER = "#f0f0f0", "#1c1c1e"
+Rows = Sequence[tuple[str, Tensor]]
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def sheet(rows: Sequence[tuple[str, Tensor]], name: str, captions: Sequence[str] = (), foot: str = "") -> None:
+def sheet(rows: Rows, name: str, captions: Sequence[str] = (), foot: str = "") -> None:
     """Titled rows of three pictures."""
     height = sum(TOP + SIDE + (24 if captions else 0) for _ in rows) + GAP + (26 if foot else 0)
     canvas = Image.new("RGB", (LEFT * 2 + 3 * SIDE + 2 * GAP, height), PAPER)
@@ -55,31 +66,46 @@ def sheet(rows: Sequence[tuple[str, Tensor]], name: str, captions: Sequence[str]
     if foot:
         draw.text((LEFT, y + 6), foot, "#e8b04c", font(15))
     canvas.save(FOLDER / f"{name}.jpg", quality=90)
+    print(name)
 
 
-def main(horizon: Path, palette: Path) -> None:
-    """Writes all thumbnails into `workflows/`."""
-    generator, critic = demo.load(PROMPTS)
-    seeds = (11, 12, 14)
-    base = generator.sample((0, 1, 2), seeds)
-    line, strip = overlays.horizon(0.3), overlays.palette(DEFAULT_PALETTE)
+def before_and_after(application: Application, runs: Path) -> tuple[Tensor, Tensor]:
+    """Pictures of the demo models without and with the LoRA of an application, [3, 3, H, W] each in [0, 1]."""
+    drawn = (application, STROKES) in LESSONS.values()
+    prompts = application.demo.held_out[:3] if drawn else SILENT if application is COMMONSENSE else PROMPTS
+    generator, _ = (strokes.load if drawn else demo.load)(prompts)
+    before = generator.sample((0, 1, 2), SEEDS)
+    generator.load_lora_state_dict(read_tensors(lora_of(application, runs))[0])
+    return before, generator.sample((0, 1, 2), SEEDS, lora_scale=1.0)
 
-    def taught(path: Path) -> Tensor:
-        generator.load_lora_state_dict(read_tensors(path)[0])
-        return generator.sample((0, 1, 2), seeds, lora_scale=1.0)
 
-    moved, painted = taught(horizon), taught(palette)
-    rows = [("before", line.apply(base)), ("after", line.apply(moved))]
-    sheet(rows, "01_demo_teach_a_horizon")
-    sheet([("before", strip.apply(base)), ("after", strip.apply(painted))], "02_demo_teach_a_palette")
-    sheet([("without LoRA", base), ("with LoRA", line.apply(moved))], "03_demo_use_a_saved_lora")
-    sheet(rows, "06_demo_teach_a_horizon.app", foot="As an app: a question, a line, Run.")
-    for path in sorted({*FOLDER.glob("*.json")} - {*FOLDER.glob("*_demo_*.json")}):
-        label = path.stem.removesuffix("_teach_a_horizon").partition("_")[2].replace("_", " ")
-        sheet(rows, path.stem, foot=f"For {label}. Pictures: the demo model.")
+def lora_of(application: Application, runs: Path) -> Path:
+    return runs / f"demo_{RUNS.get(application.name, application.name)}" / "lora.safetensors"
+
+
+def main(runs: Path) -> None:
+    """Writes the thumbnails of all LoRAs in `runs` into `workflows/`."""
+    for application in {application.name: application for application, _ in LESSONS.values()}.values():
+        if not lora_of(application, runs).is_file():
+            continue
+        before, after = before_and_after(application, runs)
+        overlay = application.demo.overlay or overlays.Overlay(())
+        rows = [("before", overlay.apply(before)), ("after", overlay.apply(after))]
+        for name, (other, models) in LESSONS.items():
+            if other is application:
+                sheet(rows, name, foot=f"For {models.label}. Pictures: the demo model." if models.downloaded else "")
+        if application is HORIZON:
+            sheet(rows, "06_demo_teach_a_horizon.app", foot="As an app: a question, a line, Run.")
+            sheet([("without LoRA", before), ("with LoRA", overlay.apply(after))], "03_demo_use_a_saved_lora")
+            score(before, after)
+
+
+def score(before: Tensor, after: Tensor) -> None:
+    """Two questions about three pictures, with what the critic says."""
+    _, critic = demo.load(PROMPTS)
     shown, captions = [], []
-    pictures = torch.stack([moved[0], base[1], base[2]])
-    for question in (Question(LINE, overlay=line), Question("Is it night?")):
+    pictures = torch.stack([after[0], before[1], before[2]])
+    for question in (Question(LINE, overlay=HORIZON.demo.overlay), Question("Is it night?")):
         seen = pictures if question.overlay is None else question.overlay.apply(pictures)
         shown.append((question.text.replace("overlaid ", "").replace(" of the scene", ""), seen))
         captions += [f"P(Yes) {p:.2f}" for p in critic.log_likelihood(seen, [question])[:, 0].exp().tolist()]

@@ -27,7 +27,7 @@ def main() -> None:
             pages = (open_page(browser, server), open_page(browser, server))
             for page, vue in zip(pages, (False, True), strict=True):
                 page.evaluate(RENDERER, vue)
-            for name, template in TEMPLATES.items():
+            for name, template in sorted(TEMPLATES.items()):
                 write(pages, name, template)
             for name, blueprint in SUBGRAPHS.items():
                 write_blueprint(pages[0], name, blueprint)

@@ -134,10 +134,10 @@ NEW_PROMPTS = Application(
         overlay=overlays.horizon(0.3),
         prompts=(
             "a day sky over the sea",
-            "a sunset sky over the sand with a tree",
-            "a night sky over the grass with a house",
             "a day sky over the grass with a ball",
-            "a sunset sky over the sea with a house",
+            "a sunset sky over the sea with a tree",
+            "a sunset sky over the grass with a house",
+            "a night sky over the sand with a house",
         ),
         held_out=tuple(prompt for number, prompt in enumerate(_HELD_OUT) if number % 4)[:20],
     ),
