@@ -22,7 +22,7 @@ HORIZON = Application(
     "a horizon",
     asks="The critic is asked whether a red line lies on the horizon, and the LoRA learns to put it there.",
     change="Move *position* of *Horizon Overlay* and run again.",
-    demo=Case(overlay=overlays.horizon(0.3), hint="Next: **03_demo_use_a_saved_lora**."),
+    demo=Case(overlays.horizon(0.3), questions.HORIZON, hint="Next: **03_demo_use_a_saved_lora**."),
     downloaded=Case(overlay=overlays.horizon(0.3), prompts=_LANDSCAPES, held_out=_OTHER_LANDSCAPES),
 )
 _PALETTE = palette_control()
@@ -131,7 +131,8 @@ NEW_PROMPTS = Application(
     asks="The LoRA learns from five prompts only. The verdict judges it by the twenty that are held out.",
     change="Write five prompts of your own, and others that are not like them.",
     demo=Case(
-        overlay=overlays.horizon(0.3),
+        overlays.horizon(0.3),
+        questions.HORIZON,
         prompts=(
             "a day sky over the sea",
             "a day sky over the grass with a ball",

@@ -22,8 +22,8 @@ class Case:
     """What is taught to one kind of models.
 
     Attributes:
-        overlay: what is drawn on the picture; its own first question is asked.
-        wordings: of the question, where there is no overlay; the first is asked.
+        overlay: what is drawn on the picture.
+        wordings: of the question, the first is asked; the overlay's own if there are none.
         prompts, held_out: of Training Prompts; the node's own if there are none.
         penalties: weights that differ from the preset's.
         hint: the note's, about these models only.
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def texts(self) -> Sequence[str]:
-        """Three wordings of the question."""
+        """Wordings of the question."""
         return self.wordings or (self.overlay.questions() if self.overlay else ())
 
 
