@@ -69,6 +69,7 @@ def page(server: Server, request: Any) -> Iterator[Any]:
         context.set_default_timeout(1000 * PATIENCE)
         page = open_page(server, context)
         page.evaluate(RENDERER, RENDERERS[request.param])
+        page.evaluate("() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)")
         page.reload()
         page.wait_for_function("window.app && window.app.extensionManager")
         yield page

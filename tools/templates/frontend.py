@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from dataclasses import asdict
 from typing import Any
@@ -46,8 +47,13 @@ BUILD = """async (columns) => {
 }"""
 SIZES = """async (workflow) => {
   await window.app.loadGraphData(workflow);
-  await new Promise(r => setTimeout(r, 3000));
-  return window.app.graph.nodes.map(node => [...node.size]);
+  const sizes = () => window.app.graph.nodes.map(node => [...node.size]);
+  for (let last = '', same = 0; same < 6; ) {  // until they have stayed for three seconds
+    await new Promise(r => setTimeout(r, 500));
+    const now = JSON.stringify(sizes());
+    same = now === last ? same + 1 : 0; last = now;
+  }
+  return sizes();
 }"""
 # How many pixels of the note's text its box cuts off; only what is on the screen has a size.
 CUT = """async () => {
@@ -113,9 +119,9 @@ def write(pages: tuple[Any, Any], name: str, template: Template) -> None:
     """Builds in the classic renderer, measures in both, and leaves room for the larger."""
     page, vue = pages
     sizes = build(page, template.columns)
-    rendered = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes, LOW)))
-    sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=False)}
-    note_height = LOW + max(page.evaluate(CUT), vue.evaluate(CUT))
+    *rendered, note = vue.evaluate(SIZES, page.evaluate(PLACE, lay_out(template, sizes, LOW)))
+    sizes = {key: (w, max(h, there[1])) for (key, (w, h)), there in zip(sizes.items(), rendered, strict=True)}
+    note_height = math.ceil(max(LOW + page.evaluate(CUT), note[1]))  # Nodes 2.0 fits the note's box to its text
     workflow = page.evaluate(PLACE, lay_out(template, sizes, note_height))
     for node in workflow["nodes"]:
         node["properties"].pop("dual_process_view", None)  # every user's node gets a key of its own
