@@ -9,6 +9,8 @@ from dual_process.overlays import Overlay
 
 from .parts import Node
 
+FOLDED = {"dual_process_editor": False}  # properties of a node whose editor is folded away, where there is little room
+
 
 def overlay_node(overlay: Overlay) -> Node:
     """The node of an overlay's only layer; its values are rounded as the frontend's widgets round them."""

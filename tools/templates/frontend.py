@@ -27,6 +27,7 @@ BUILD = """async (columns) => {
     graph.add(node); nodes[key] = node;
     if (want.title) node.title = want.title;
     if (want.models.length) node.properties.models = want.models;
+    Object.assign(node.properties, want.properties);
     for (const [name, value] of Object.entries(want.widgets)) {
       const widget = node.widgets?.find(w => w.name === name);
       if (!widget) throw new Error(`${want.type} has no widget ${name}`);

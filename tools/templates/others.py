@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .applications import HORIZON
+from .drawn import FOLDED
 from .models import DEMO
 from .parts import App, Blueprint, Node, Template
 from .teaching import columns, distill
@@ -60,7 +61,7 @@ USE_A_SAVED_LORA = Template(
         "3  Decode and draw the line": {
             "decode_without": Node("VAEDecode", {}, {"samples": "without.LATENT", "vae": "demo.vae"}, 260),
             "decode_with": Node("VAEDecode", {}, {"samples": "with.LATENT", "vae": "demo.vae"}, 260),
-            "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=260),
+            "overlay": Node("DualProcessHorizonOverlay", {"position": 0.3}, width=260, properties=FOLDED),
             "line_without": Node(
                 "DualProcessApplyOverlay", {}, {"image": "decode_without.IMAGE", "overlay": "overlay.overlay"}, 260
             ),
@@ -100,7 +101,7 @@ SCORE_PICTURES = Template(
             "decode": Node("VAEDecode", {}, {"samples": "sample.LATENT", "vae": "demo.vae"}, 300),
         },
         "3  Questions": {
-            "overlay": Node("DualProcessHorizonOverlay", {"position": 0.5}, width=300),
+            "overlay": Node("DualProcessHorizonOverlay", {"position": 0.5}, width=300, properties=FOLDED),
             "line": Node(
                 "DualProcessVLMQuestion", {"question": HORIZON.demo.texts[0]}, {"overlay": "overlay.overlay"}, 300
             ),

@@ -18,6 +18,7 @@ class Node:
     height: int | None = None
     title: str | None = None
     models: Sequence[Mapping[str, str]] = ()  # files that the frontend offers to download
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
 
 Columns = Mapping[str, Mapping[str, Node]]  # nodes by key, in titled columns from left to right

@@ -9,7 +9,7 @@ from typing import Any
 from dual_process.evaluation.control import Control
 from dual_process.overlays import Overlay
 
-from .drawn import overlay_node
+from .drawn import FOLDED, overlay_node
 from .models import Models
 from .parts import Columns, Node, Template
 
@@ -80,7 +80,10 @@ def columns(application: Application, models: Models) -> Columns:
     if models.guided:
         source["negative"] = "empty.CONDITIONING"
         empty["empty"] = Node("CLIPTextEncode", {"text": ""}, {"clip": models.clip}, width, 90, "Empty prompt")
-    overlay = {} if case.overlay is None else {"overlay": replace(overlay_node(case.overlay), width=width)}
+    folded = FOLDED if models.downloaded else {}
+    overlay = (
+        {} if case.overlay is None else {"overlay": replace(overlay_node(case.overlay), width=width, properties=folded)}
+    )
     return {
         "1  Models and prompts": {
             **models.loaders,
