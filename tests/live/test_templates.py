@@ -43,7 +43,8 @@ LAYOUT = """() => {
   const nodes = graph.nodes.map(shown), steps = graph.nodes.filter(n => n.type !== 'MarkdownNote').map(shown);
   const groups = graph.groups.map(group => box(group.title, ...group.boundingRect));
   const screen = box('', -offset[0], -offset[1], page.width / scale, page.height / scale);
-  const pen = document.createElement('canvas').getContext('2d'), paths = [...graph.links.values()].map(l => l.path);
+  const pen = document.createElement('canvas').getContext('2d'),
+    paths = [...graph.links.values()].map(link => link.path).filter(Boolean);  // those outside of the view have none
   pen.lineWidth = 8;
   const crossed = ({ left, top, right }) => {
     for (let x = left; x < right; x += 6) for (let y = top; y < top + 30; y += 6)
@@ -115,7 +116,8 @@ def check_layout(page: Any, name: str, folder: Path) -> None:
         where = f"{name} at {width} x {height}: {found}"
         assert not any(found["faults"].values()), where
         assert found["scale"] >= (0.7 if width == 1600 else 0.5), where
-        assert found["labels"], where  # the classic renderer draws no words on nodes that are very small
+        if width == 1600:
+            assert found["labels"], where  # the classic renderer draws no words on nodes that are very small
         assert found["below"], where
 
 

@@ -24,12 +24,14 @@ def overlay_node(overlay: Overlay) -> Node:
         case "line_weight":
             return Node("DualProcessLineWeight", {"thickness": round(values.thickness, 3), "y": round(values.y, 2)})
         case "depth":
-            return Node("DualProcessDepthPoints", {"points": "\n".join(_row(point) for point in values.points)})
+            points = "\n".join(_row(point) for point in values.points)
+            return Node("DualProcessDepthPoints", {"points": points}, properties=FOLDED)
         case "composition":
             regions = "\n".join(_row((r.x, r.y, r.width, r.height), r.text) for r in values.regions)
             lines = "\n".join(_row((s.x1, s.y1, s.x2, s.y2), s.text) for s in values.lines)
             texts = "\n".join(_row((n.x, n.y), n.text) for n in values.texts)
-            return Node("DualProcessComposition", {"regions": regions, "lines": lines, "texts": texts})
+            drawn = {"regions": regions, "lines": lines, "texts": texts}
+            return Node("DualProcessComposition", drawn, properties=FOLDED)
     raise ValueError(f"no template shows an overlay of the kind {layer.kind!r}")
 
 

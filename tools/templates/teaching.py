@@ -73,25 +73,27 @@ def columns(application: Application, models: Models) -> Columns:
     """From models and prompts to the saved LoRA."""
     case = application.downloaded if models.downloaded else application.demo
     width = 320 if models.downloaded else 300
-    height = 370 if not models.downloaded else 200 if models.guided else 280
+    height = 370 if not models.downloaded else 200 if models.guided else 240
+    critic_above, critic_beside = ({}, models.critic_loader) if models.guided else (models.critic_loader, {})
     name = f"{models.name}_{application.name}" if models.downloaded else application.name
     prompts = {"text": "\n".join(case.prompts), "held_out": "\n".join(case.held_out)} if case.prompts else {}
     source, empty = {"model": models.model, "vae": models.vae}, {}
     if models.guided:
         source["negative"] = "empty.CONDITIONING"
         empty["empty"] = Node("CLIPTextEncode", {"text": ""}, {"clip": models.clip}, width, 90, "Empty prompt")
-    folded = FOLDED if models.downloaded else {}
-    overlay = (
-        {} if case.overlay is None else {"overlay": replace(overlay_node(case.overlay), width=width, properties=folded)}
-    )
+    overlay = {}
+    if case.overlay is not None:
+        drawn = replace(overlay_node(case.overlay), width=width)
+        overlay["overlay"] = replace(drawn, properties=FOLDED) if models.downloaded else drawn
     return {
         "1  Models and prompts": {
             **models.loaders,
+            **critic_above,
             "prompts": Node("DualProcessTrainingPrompts", prompts, {"clip": models.clip}, width, height),
             **empty,
         },
         "2  What the critic is asked": {
-            **models.critic_loader,
+            **critic_beside,
             **overlay,
             "question": Node(
                 "DualProcessVLMQuestion",
