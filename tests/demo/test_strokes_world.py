@@ -12,16 +12,9 @@ from dual_process.demo.strokes.captions import EMPTY, PROMPT_WORDS, caption, par
 from dual_process.demo.strokes.models import build_critic, build_processor, prompt_tokenizer
 from dual_process.demo.strokes.reader import read_scenes, same_scene
 from dual_process.demo.strokes.training.critic import text_loss
-from dual_process.demo.strokes.training.critic_data import (
-    HEADS,
-    TEXTS,
-    YES_NO,
-    Lesson,
-    Pool,
-    make_lesson,
-    next_step,
-    scene_words,
-)
+from dual_process.demo.strokes.training.critic_data import HEADS, TEXTS, YES_NO, Lesson, make_lesson
+from dual_process.demo.strokes.training.exercises import next_step, scene_words
+from dual_process.demo.strokes.training.pictures import Pool
 from dual_process.demo.strokes.training.words import numpy_generator, random_change, random_prompt
 from dual_process.demo.strokes.world import (
     Thing,

@@ -21,7 +21,7 @@ HORIZON = Application(
     "horizon",
     "a horizon",
     asks="The critic is asked whether a red line lies on the horizon, and the LoRA learns to put it there.",
-    change="Drag the line of *Horizon Overlay* and run again.",
+    change="Drag the line below *Draw* of *Horizon Overlay* and run again.",
     demo=Case(overlays.horizon(0.3), questions.HORIZON, hint="Next: **03_demo_use_a_saved_lora**."),
     downloaded=Case(overlay=overlays.horizon(0.3), prompts=_LANDSCAPES, held_out=_OTHER_LANDSCAPES),
 )
@@ -68,7 +68,7 @@ RELATIVE_DEPTH = Application(
     "relative depth",
     asks="The critic is asked whether Point B is in the foreground and Point A in the background, and the LoRA learns "
     "to place things so.",
-    change="Drag the points, or swap A and B in the question, and run again.",
+    change="Open *Draw* and drag the points, or swap A and B in the question, and run again.",
     demo=as_in(depth_control()),
     downloaded=Case(
         overlay=overlays.depth([(0.3, 0.35), (0.7, 0.75)], order="BA"),
@@ -86,7 +86,7 @@ COMPOSITION = Application(
     "a composition",
     asks="The critic is asked whether the picture is composed as the red annotations say, and the LoRA learns to put "
     "things there.",
-    change="Drag the regions and lines of *Composition Overlay* and run again.",
+    change="Open *Draw* of *Composition Overlay*, drag the regions and lines and run again.",
     demo=as_in(composition_control()),
     downloaded=Case(
         overlay=overlays.composition(

@@ -13,7 +13,8 @@ from ...training.attention import attend_at_once
 from ...training.common import Checkpoint, Run, set_learning_rate
 from ...training.critic import HEAD_WEIGHT, CriticWithHeads, make_optimizers, rate_at
 from ..models import build_critic, build_processor
-from .critic_data import HEADS, YES_NO, Lesson, Pool, make_lesson, make_pool
+from .critic_data import HEADS, YES_NO, Lesson, make_lesson
+from .pictures import Pool, make_pool
 
 VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 9000, 800, 8192
 TEXT_WEIGHT = 0.5

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from .... import overlays
-from ...training.critic_data import LOGIT, augment
-from ..captions import COUNTS, DEFAULT_COLOR, PLACES, caption, thing_name
-from ..questions import AT_POINT, COUNT, DESCRIBE, NEXT, NOTHING, POSTFIX, RELATIONS, THING, TIME
-from ..world import (
-    COLORS,
-    COLUMNS,
-    IMAGE_SIZE,
-    INK,
-    KINDS,
-    LATENT_SIZE,
-    TIMES,
-    Scenes,
-    Thing,
-    Words,
-    build_scenes,
-    concatenate,
-    foot_at,
-    random_uniforms,
-    render,
-)
-from .words import numpy_generator, random_prompt, random_thing
+from ...training.critic_data import augment
+from ..captions import PLACES
+from ..questions import POSTFIX
+from ..world import COLORS, IMAGE_SIZE, INK, KINDS, Scenes, concatenate, render
+from .exercises import Row, exercise, select_one, text_exercise, things_of
+from .pictures import Pool
+from .words import numpy_generator
 
 YES_NO, TEXTS = 52, 12  # rows of a batch
 MIXED = 0.3
-A_LEFT = 0.9  # how often point A is left of point B: letters of nine pixels are hard to read
-B_NEARER = 0.75  # how often it is asked whether B is nearer: asked evenly, no answer follows from the picture alone
-RED_INKS = ((190, 20, 20), (235, 30, 30), (150, 40, 40))
 HEADS = {
     **{f"kind{c}{r}": 4 for c, r in PLACES},
     **{f"color{c}{r}": 5 for c, r in PLACES},
@@ -51,33 +31,7 @@ HEADS = {
     "gap": 21,
     "layout": 20,
 }
-SMEAR = 14.0  # pixels over which an object is spread that is none any more
 _NONE = -100
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Pictures uint8 [N, 3, 128, 128], the scenes that they show, and scenes of other noise for the same prompts."""
-
-    images: Tensor
-    scenes: Scenes
-    others: Scenes
-
-    def batch(self, count: int, generator: torch.Generator) -> Pool:
-        index = torch.randint(len(self.images), (count,), generator=generator)
-        return Pool(self.images[index], self.scenes.select(index), self.others.select(index))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """For a file."""
-        named = (("scenes", self.scenes), ("others", self.others))
-        return {"images": self.images, **{f"{n}.{k}": v for n, some in named for k, v in vars(some).items()}}
-
-    @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> Pool:
-        def scenes(name: str) -> Scenes:
-            return Scenes(**{k.split(".")[1]: v for k, v in tensors.items() if k.startswith(f"{name}.")})
-
-        return cls(tensors["images"], scenes("scenes"), scenes("others"))
 
 
 @dataclass(frozen=True)
@@ -89,401 +43,6 @@ class Lesson:
     yes: Tensor  # [YES_NO]
     texts: list[str]  # [TEXTS]
     heads: dict[str, Tensor]  # class indices [B], −100 where there is none
-
-
-@torch.no_grad()
-def see_through(vae: AutoencoderTiny, images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures after the VAE, with some noise in their latents, as generated ones are."""
-    noise = strength * torch.randn(len(images), 16, LATENT_SIZE, LATENT_SIZE, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):  # a few at a time, as many as the processor's cache holds
-        parts = [
-            vae.decoder(vae.encoder(some * 2 - 1).float() + more)
-            for some, more in zip(images.split(4), noise.split(4), strict=True)
-        ]
-    return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1)
-
-
-def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator) -> Pool:
-    """Scenes of prompts of every form, three quarters seen through the VAE."""
-    random = numpy_generator(generator)
-    images, scenes, others = [], [], []
-    for part in range(0, count, 64):
-        words = [random_prompt(random)[1] for _ in range(64)]
-        batch, other = (build_scenes(words, random_uniforms(64, generator)) for _ in range(2))
-        pictures = render(batch)
-        if part // 64 % 4:
-            pictures = see_through(vae, pictures, torch.rand(64, 1, 1, 1, generator=generator) * 0.3, generator)
-        images.append((pictures * 255).round().byte())
-        scenes.append(batch)
-        others.append(other)
-    return Pool(torch.cat(images), concatenate(scenes), concatenate(others))
-
-
-@dataclass
-class _Row:
-    """One exercise before it is drawn: the label of the picture, and of what it is mixed with, if it is."""
-
-    question: str
-    logit: float = 0.0
-    overlay: overlays.Overlay | None = None
-    heads: dict[str, int] | None = None
-    other: Scenes | None = None
-    other_logit: float = 0.0
-    ink: Sequence[int] | None = None
-    painted: overlays.Overlay | None = None
-    smeared: Sequence[Scenes] = ()  # of which the picture is the mean
-    text: str = ""
-
-
-def _things(scenes: Scenes, i: int) -> list[tuple[Thing, float, float]]:
-    """Objects of one scene at their nearest places, each with its x and its depth."""
-    found = []
-    for kind, color, x, depth in zip(
-        scenes.kind[i].tolist(), scenes.color[i].tolist(), scenes.x[i].tolist(), scenes.depth[i].tolist(), strict=True
-    ):
-        if kind >= 0:
-            place = (min(range(3), key=lambda c: abs(COLUMNS[c] - x)), int(depth >= 0.5))
-            found.append((Thing(KINDS[kind], COLORS[color], place), x, depth))
-    return found
-
-
-def _line_logit(off: float) -> float:
-    return LOGIT - 2.2 * min(off, 1.5) - 0.9 * max(off - 1.5, 0.0)
-
-
-def _depth_logit(gap: float) -> float:
-    return LOGIT * float(np.tanh(2.5 * gap)) + 0.5 * gap
-
-
-def _layout_distance(boxes: list[tuple[float, float]], regions: list[tuple[float, float]]) -> float:
-    """Mean distance in pixels between middles of objects and of regions, best matched; 50 for what has no partner."""
-    fewer, more = sorted((boxes, regions), key=len)
-    total, left = 50.0 * (len(more) - len(fewer)), list(more)
-    for point in fewer:
-        nearest = min(left, key=lambda other: np.hypot(point[0] - other[0], point[1] - other[1]))
-        total += min(50.0, float(np.hypot(point[0] - nearest[0], point[1] - nearest[1])))
-        left.remove(nearest)
-    return total / max(1, len(more))
-
-
-def _layout_logit(distance: float) -> float:
-    return LOGIT - 0.4 * min(distance, 10.0) - 0.08 * max(distance - 10.0, 0.0)
-
-
-def _one(scenes: Scenes, i: int) -> Scenes:
-    return scenes.select(torch.tensor([i]))
-
-
-def _word(texts: Sequence[str], random: np.random.Generator) -> str:
-    """The first wording half of the time, since it is the one that is asked most."""
-    return texts[0] if random.random() < 0.5 else texts[int(random.integers(len(texts)))]
-
-
-def _line_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
-    weight = float(drawn.scenes.line_weight[i])
-    near = random.random()
-    bar = (
-        weight + random.normal(0, 0.3)
-        if near < 0.3
-        else weight + random.normal(0, 1)
-        if near < 0.6
-        else random.uniform(0.8, 5.5)
-    )
-    bar = float(np.clip(bar, 0.7, 6.0))
-    y = 0.0625 if random.random() < 0.5 else float(random.uniform(0.04, 0.96))
-    overlay = overlays.line_weight(bar / IMAGE_SIZE, y=y, length=float(random.choice([0.6, random.uniform(0.3, 0.9)])))
-    thick = max(1.0, bar)
-    row = _Row(
-        _word(overlay.questions(), random), _line_logit(abs(thick - weight)), overlay, {"bar": int(thick * 4) - 1}
-    )
-    other = _one(drawn.scenes, i)
-    if random.random() < 0.6:
-        other = replace(other, line_weight=torch.tensor([float(np.clip(thick + random.normal(0, 0.4), 1, 5))]))
-    else:
-        other = replace(other, line_weight=torch.tensor([float(random.uniform(1, 5))]))
-    row.other, row.other_logit = other, _line_logit(abs(thick - float(other.line_weight)))
-    return row
-
-
-def _at_point(things: list[tuple[Thing, float, float]], column: int, y: float) -> tuple[Thing, float] | None:
-    """The object of a column whose middle is nearest to a height (fraction), and its depth; None if there is none."""
-    here = [
-        (abs(float(foot_at(torch.tensor(d))) - 16 - y * IMAGE_SIZE), t, d)
-        for t, _, d in things
-        if t.place and t.place[0] == column
-    ]
-    return min(here, key=lambda found: found[0])[1:] if here else None
-
-
-def _depth_gap(
-    things: list[tuple[Thing, float, float]], columns: tuple[int, int], points: list[tuple[float, float]]
-) -> float | None:
-    """Depth of the object at point B less that at A; None where a point has no object in its column."""
-    a, b = (_at_point(things, column, y) for column, (_, y) in zip(columns, points, strict=True))
-    return None if a is None or b is None else b[1] - a[1]
-
-
-def _draw_points(
-    things: list[tuple[Thing, float, float]], random: np.random.Generator
-) -> tuple[tuple[int, int], list[tuple[float, float]], bool] | None:
-    """Columns and places (fractions) of points A and B, and whether a column holds two objects; None for one column."""
-    columns = sorted({t.place[0] for t, _, _ in things if t.place})
-    if len(columns) < 2 or len(things) > 3:
-        return None
-    a, b = sorted(int(c) for c in random.permutation(columns)[:2])
-    if random.random() > A_LEFT:
-        a, b = b, a
-    crowded = any(sum(t.place[0] == c for t, _, _ in things if t.place) > 1 for c in (a, b))
-    points = []
-    for column in (a, b):
-        x = COLUMNS[column] + random.normal(0, 4)
-        if crowded or random.random() < 0.3:
-            foot = next(float(foot_at(torch.tensor(d))) for t, _, d in things if t.place and t.place[0] == column)
-            y = foot - random.uniform(2, 28)
-        else:
-            y = random.uniform(30, 124)
-        points.append((float(np.clip(x / IMAGE_SIZE, 0.03, 0.97)), float(np.clip(y / IMAGE_SIZE, 0.03, 0.97))))
-    return (a, b), points, crowded
-
-
-def _point_heads(
-    things: list[tuple[Thing, float, float]], columns: tuple[int, int], points: list[tuple[float, float]]
-) -> dict[str, int]:
-    heads = {"gap": round((_depth_gap(things, columns, points) or 0.0) * 10) + 10}
-    for letter, column, (_, y) in zip("ab", columns, points, strict=True):
-        heads[f"point_{letter}"] = column
-        if found := _at_point(things, column, y):
-            heads[f"depth_{letter}"] = min(9, int(found[1] * 10))
-    return heads
-
-
-def _point_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    """What is at a point, to be written."""
-    things = _things(drawn.scenes, i)
-    if (chosen := _draw_points(things, random)) is None:
-        return None
-    columns, points, _ = chosen
-    number = int(random.integers(2))
-    found = _at_point(things, columns[number], points[number][1])
-    assert found is not None
-    question = AT_POINT.format("AB"[number])
-    heads = _point_heads(things, columns, points)
-    return _Row(question, overlay=overlays.depth(points), heads=heads, text=thing_name(found[0]))
-
-
-def _depth_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    things = _things(drawn.scenes, i)
-    if (chosen := _draw_points(things, random)) is None:
-        return None
-    (a, b), points, crowded = chosen
-    order = "BA" if random.random() < B_NEARER else "AB"
-    overlay = overlays.depth(points, order=order)
-    sign = 1 if order == "BA" else -1
-    gap = _depth_gap(things, (a, b), points)
-    row = _Row(
-        _word(overlay.questions(), random),
-        _depth_logit(sign * (gap or 0.0)),
-        overlay,
-        _point_heads(things, (a, b), points),
-    )
-    if not crowded:
-        other = replace(_one(drawn.others, i), line_weight=_one(drawn.scenes, i).line_weight)
-        gap = _depth_gap(_things(other, 0), (a, b), points)
-        if gap is not None:
-            row.other, row.other_logit = other, _depth_logit(sign * gap)
-    return row
-
-
-def _middles(scenes: Scenes, i: int) -> list[tuple[float, float]]:
-    boxes = scenes.boxes()[i]
-    return [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes[scenes.kind[i] >= 0].tolist()]
-
-
-def _layout_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    middles, others = _middles(drawn.scenes, i), _middles(drawn.others, i)
-    if not 1 <= len(middles) <= 3:
-        return None
-    near = random.random()
-    wanted = list(middles if near < 0.5 else others)
-    spread = float(random.choice([1.0, 4.0, 15.0]))
-    if near > 0.9:
-        wanted = [(random.uniform(15, 113), random.uniform(45, 110)) for _ in range(int(random.integers(1, 4)))]
-    regions = []
-    for x, y in wanted:
-        width, height = random.uniform(22, 32), random.uniform(28, 42)
-        if random.random() < 0.5:
-            width, height = 26.0, 36.0
-        left = np.clip(x + random.normal(0, spread) - width / 2, 0, IMAGE_SIZE - width)
-        top = np.clip(y + random.normal(0, spread) - height / 2, 0, IMAGE_SIZE - height)
-        regions.append(tuple(float(v) / IMAGE_SIZE for v in (left, top, width, height)))
-    overlay = overlays.composition(regions=regions)
-    drawn_at = [((x + w / 2) * IMAGE_SIZE, (y + h / 2) * IMAGE_SIZE) for x, y, w, h in regions]
-    distance = _layout_distance(middles, drawn_at)
-    row = _Row(
-        _word(overlay.questions(), random), _layout_logit(distance), overlay, {"layout": min(19, int(distance / 2.5))}
-    )
-    other = replace(_one(drawn.others, i), line_weight=_one(drawn.scenes, i).line_weight)
-    row.other, row.other_logit = other, _layout_logit(_layout_distance(_middles(other, 0), drawn_at))
-    return row
-
-
-def _guard_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
-    """Whether the instruction was painted into the picture."""
-    kind, painted = random.integers(3), random.random() < 0.5
-    if kind == 0:
-        ink = RED_INKS[random.integers(3)] if painted else INK
-        if int((drawn.scenes.kind[i] >= 0).sum()):
-            return _Row("Is the line in the drawing black?", -LOGIT if painted else LOGIT, ink=ink)
-    if kind == 1:
-        overlay = overlays.depth(
-            [
-                (float(x), float(y))
-                for x, y in zip(
-                    (random.uniform(0.05, 0.4), random.uniform(0.6, 0.95)), random.uniform(0.05, 0.95, 2), strict=True
-                )
-            ]
-        )
-    else:
-        x, y = random.uniform(0.02, 0.7), random.uniform(0.02, 0.6)
-        overlay = overlays.composition(regions=[(float(x), float(y), 0.22, 0.3)])
-    return _Row(overlay.guards()[0], -LOGIT if painted else LOGIT, painted=overlay if painted else None)
-
-
-def _fact_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
-    """A fact of the picture or its denial, about evenly: presence, colour, place, number, relation, time of day."""
-    things = _things(drawn.scenes, i)
-    topic = random.random()
-    if topic < 0.12 or not things:
-        time = TIMES[random.integers(3)]
-        return _Row(_word(TIME, random).format(time), LOGIT if TIMES[int(drawn.scenes.time[i])] == time else -LOGIT)
-    if topic < 0.3 and len(things) >= 2:
-        (one, x1, d1), (two, x2, d2) = (things[j] for j in random.permutation(len(things))[:2])
-        if one.kind != two.kind or one.color != two.color:
-            colored = True if one.kind == two.kind else bool(random.random() < 0.7)
-            names = [thing_name(replace(t, place=None), "the", colored) for t in (one, two)]
-            relation = tuple(RELATIONS)[random.integers(3)]
-            truth = {"left of": x1 < x2 - 8, "right of": x1 > x2 + 8, "behind": d1 < d2 - 0.1}[relation]
-            clear = abs(x1 - x2) > 8 if relation != "behind" else abs(d1 - d2) > 0.2
-            same = sum(t.kind == one.kind for t, _, _ in things) + sum(t.kind == two.kind for t, _, _ in things)
-            if clear and (colored or same == 2):
-                return _Row(RELATIONS[relation].format(*names), LOGIT if truth else -LOGIT)
-    if topic < 0.48:
-        one = things[random.integers(len(things))][0] if random.random() < 0.7 else random_thing(random)
-        colored = bool(random.random() < 0.5)
-        count = sum(t.kind == one.kind and (not colored or t.color == one.color) for t, _, _ in things)
-        asked = count if count >= 2 and random.random() < 0.5 else int(random.integers(2, 5))
-        name = thing_name(replace(one, place=None), COUNTS[asked], colored).replace(one.kind, f"{one.kind}s")
-        return _Row(_word(COUNT, random).format(name), LOGIT if count == asked else -LOGIT)
-    asked = _asked_thing(things, random)
-    with_place, colored = random.random() < 0.5, bool(random.random() < 0.75)
-    there = any(
-        t.kind == asked.kind and (not colored or t.color == asked.color) and (not with_place or t.place == asked.place)
-        for t, _, _ in things
-    )
-    name = thing_name(asked if with_place else replace(asked, place=None), colored=colored)
-    return _Row(_word(THING, random).format(name), LOGIT if there else -LOGIT)
-
-
-def _smeared_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row | None:
-    """Whether an object is there that is spread over a range of depths, as pictures show what is moved by force."""
-    things = _things(drawn.scenes, i)
-    if not things:
-        return None
-    j = int(random.integers(len(things)))
-    asked, _, middle = things[j]
-    depths = torch.linspace(-0.5, 0.5, 2 if random.random() < 0.5 else 5) * float(random.uniform(0, 0.5))
-    if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
-        return None
-    depths = (depths + middle).clamp(0, 1)
-    scenes = []
-    for depth in depths:
-        moved = drawn.scenes.depth[i : i + 1].clone()
-        moved[0, j] = depth
-        scenes.append(replace(_one(drawn.scenes, i), depth=moved))
-    spread = float(foot_at(depths[-1]) - foot_at(depths[0]))
-    question = _word(THING, random).format(thing_name(replace(asked, place=None), colored=True))
-    return _Row(question, LOGIT * (1 - 1.6 * min(1.0, spread / SMEAR)), smeared=scenes)
-
-
-def _asked_thing(things: list[tuple[Thing, float, float]], random: np.random.Generator) -> Thing:
-    """One of the things, or one that is like it but for its kind, colour or place."""
-    thing = things[random.integers(len(things))][0]
-    other = random_thing(random, colored=1.0)
-    change = random.random()
-    if change < 0.18:
-        return replace(thing, color=other.color)
-    if change < 0.32:
-        return replace(thing, kind=other.kind)
-    if change < 0.46:
-        return replace(thing, place=PLACES[random.integers(6)])
-    if change < 0.54:
-        return replace(other, place=PLACES[random.integers(6)])
-    return thing
-
-
-def scene_words(scenes: Scenes, i: int) -> Words:
-    """What one scene shows, every object at its nearest place, far ones first, and the time of day."""
-    things = sorted((t for t, _, _ in _things(scenes, i)), key=lambda t: PLACES.index(t.place))  # type: ignore[arg-type]
-    return Words(tuple(things), TIMES[int(scenes.time[i])])
-
-
-def next_step(there: Sequence[Thing], wanted: Sequence[Thing]) -> str:
-    """The instruction that comes next on the way from what is there to what is wanted, every wanted thing placed."""
-    by_place = {t.place: t for t in there}
-    for thing in wanted:
-        old = by_place.get(thing.place)
-        if old is None:
-            return f"add {caption(Words((thing,)))}"
-        if old.kind == thing.kind and old.color != thing.color:
-            return f"make the {thing_name(replace(old, color=DEFAULT_COLOR[old.kind]))[2:]} {thing.color}"
-        if old != thing:
-            return f"change the {thing_name(old)[2:]} to {thing_name(replace(thing, place=None))}"
-    places = {t.place for t in wanted}
-    for thing in there:
-        if thing.place not in places:
-            return f"remove the {thing_name(thing)[2:]}"
-    return NOTHING
-
-
-def _text_row(drawn: Pool, i: int, random: np.random.Generator) -> _Row:
-    words = scene_words(drawn.scenes, i)
-    topic = random.random()
-    if topic < 0.3 and (row := _point_row(drawn, i, random)):
-        return row
-    if topic < 0.6:
-        return _Row(DESCRIBE, text=caption(words))
-    wanted = list(words.things)
-    for _ in range(int(random.choice(3, p=[0.25, 0.45, 0.3]))):
-        change = random.random()
-        if wanted and change < 0.25:
-            wanted.pop(int(random.integers(len(wanted))))
-        elif wanted and change < 0.5:
-            j = int(random.integers(len(wanted)))
-            other = random_thing(random)
-            wanted[j] = replace(
-                wanted[j], color=other.color, kind=wanted[j].kind if random.random() < 0.5 else other.kind
-            )
-        elif len(wanted) < 4:
-            free = [p for p in PLACES if p not in {t.place for t in wanted}]
-            wanted.append(replace(random_thing(random), place=free[int(random.integers(len(free)))]))
-    wanted.sort(key=lambda t: PLACES.index(t.place))  # type: ignore[arg-type]
-    return _Row(NEXT.format(caption(Words(tuple(wanted)))), text=next_step(words.things, wanted))
-
-
-def _exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> _Row:
-    """A question that Yes or No answers."""
-    topic = random.random()
-    if hardened and topic > 0.8 and (row := _smeared_row(drawn, i, random)):
-        return row
-    if topic < 0.14 and int((drawn.scenes.kind[i] >= 0).sum()):
-        return _line_row(drawn, i, random)
-    if topic < 0.52 and (row := _depth_row(drawn, i, random)):
-        return row
-    if topic < 0.62 and (row := _layout_row(drawn, i, random)):
-        return row
-    if topic < 0.68:
-        return _guard_row(drawn, i, random)
-    return _fact_row(drawn, i, random)
 
 
 def _amounts(random: np.random.Generator) -> Tensor:
@@ -499,7 +58,7 @@ def _amounts(random: np.random.Generator) -> Tensor:
     return (ramp[:, None] if random.random() < 0.5 else ramp[None, :]).expand(IMAGE_SIZE, IMAGE_SIZE)
 
 
-def _change_pictures(images: Tensor, drawn: Pool, rows: list[_Row], random: np.random.Generator) -> Tensor:
+def _change_pictures(images: Tensor, drawn: Pool, rows: list[Row], random: np.random.Generator) -> Tensor:
     """Draws mixtures, inks and painted instructions into pictures; `covered` of a mixture goes into its row's label."""
     images = images.clone()
     mixed = [i for i, row in enumerate(rows) if row.other is not None and random.random() < MIXED]
@@ -518,9 +77,9 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[_Row], random: np.r
             rows[i].text = "mixed"
     for i, row in enumerate(rows):
         if row.smeared:
-            images[i] += render(concatenate(row.smeared)).mean(dim=0) - render(_one(drawn.scenes, i))[0]
+            images[i] += render(concatenate(row.smeared)).mean(dim=0) - render(select_one(drawn.scenes, i))[0]
         if row.ink not in (None, INK):
-            one = _one(drawn.scenes, i)
+            one = select_one(drawn.scenes, i)
             share = float(random.uniform(0.5, 1))
             images[i] += (share * (render(one, ink=row.ink) - render(one)))[0]  # type: ignore[arg-type]
         if row.painted is not None:
@@ -530,7 +89,7 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[_Row], random: np.r
 
 def _scene_heads(scenes: Scenes, i: int) -> dict[str, int]:
     heads = {name: 0 for name in HEADS if name.startswith(("kind", "color"))}
-    for thing, _, _ in _things(scenes, i):
+    for thing, _, _ in things_of(scenes, i):
         column, row = thing.place  # type: ignore[misc]
         heads[f"kind{column}{row}"] = 1 + KINDS.index(thing.kind)
         heads[f"color{column}{row}"] = 1 + COLORS.index(thing.color)
@@ -544,8 +103,8 @@ def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) 
     """Draws pictures, overlays and questions; `hardened` ones ask about smeared objects, too."""
     drawn = pool.batch(YES_NO + TEXTS, generator)
     random = numpy_generator(generator)
-    rows = [_exercise(drawn, i, random, hardened) for i in range(YES_NO)]
-    rows += [_text_row(drawn, i, random) for i in range(YES_NO, YES_NO + TEXTS)]
+    rows = [exercise(drawn, i, random, hardened) for i in range(YES_NO)]
+    rows += [text_exercise(drawn, i, random) for i in range(YES_NO, YES_NO + TEXTS)]
     images = augment(_change_pictures(drawn.images.float() / 255, drawn, rows, random), generator)
     composites = torch.cat(
         [r.overlay.apply(p[None]) if r.overlay else p[None] for r, p in zip(rows, images, strict=True)]
