@@ -22,9 +22,12 @@ class Sampling:
 
 AS_GENERATOR = Sampling()
 ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR = "attention", "attention + feed-forward", "all linear"
-LAST_HALF = ", last half"  # behind any choice of layers: only those of the last half of the blocks
+FIRST_HALF, LAST_HALF = ", first half", ", last half"  # behind any choice of layers: only those of half of the blocks
 _WHOLE = (ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR)
-LORA_TARGETS = (*_WHOLE, *(f"{t}{LAST_HALF}" for t in _WHOLE))  # or a regular expression for layer names
+LORA_TARGETS = (
+    *_WHOLE,
+    *(f"{t}{half}" for half in (LAST_HALF, FIRST_HALF) for t in _WHOLE),
+)  # or a regular expression for layer names
 PRESET = "dual_process.preset"  # the attachment of a ComfyUI MODEL that names its preset
 
 
@@ -105,8 +108,8 @@ class Generator(Protocol):
         """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
 
         `targets` says which layers of the network's blocks it changes: one of `LORA_TARGETS`, all linear ones being
-        those of the blocks, or a regular expression that a layer's whole name must match. With `LAST_HALF` behind it
-        only the last half of the blocks is changed, and no graph is kept of those before.
+        those of the blocks, or a regular expression that a layer's whole name must match. With `FIRST_HALF` or
+        `LAST_HALF` behind it only that half of the blocks is changed; no graph is kept of those before the last half.
         """
         ...
 

@@ -78,8 +78,9 @@ class Recipe:
         default=ATTENTION_AND_FEED_FORWARD,
         metadata={
             "help": "Which layers the LoRA changes: 'attention', 'attention + feed-forward', 'all linear' (those of "
-            "the blocks), or a regular expression for whole layer names. ', last half' behind any of these: only in "
-            "the last half of the blocks, for less memory and time."
+            "the blocks), or a regular expression for whole layer names. ', first half' behind any of these: "
+            "only in the first half of the blocks, which moves things rather than painting over them; ', last half': "
+            "only in the last half, for less memory and time."
         },
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})

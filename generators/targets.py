@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ..core.errors import GeneratorError
-from ..core.protocols import ATTENTION, ATTENTION_AND_FEED_FORWARD, LAST_HALF, LORA_TARGETS
+from ..core.protocols import ATTENTION, ATTENTION_AND_FEED_FORWARD, FIRST_HALF, LAST_HALF, LORA_TARGETS
 
 Kind = Literal["attention", "feed-forward", "other"]
 
@@ -33,12 +33,12 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
     Args:
         layers: of a network's blocks, in the order in which the network runs them.
         targets: one of `LORA_TARGETS`, or a regular expression that one of a layer's names must match as a whole; with
-            `LAST_HALF` behind it, only in the last half of the blocks, of an odd number the larger one.
+            `FIRST_HALF` or `LAST_HALF` behind it, only in that half of the blocks; of an odd number the last is larger.
 
     Raises:
         GeneratorError: the expression is none, or no layer is chosen.
     """
-    whole = targets.removesuffix(LAST_HALF)
+    whole = targets.removesuffix(FIRST_HALF).removesuffix(LAST_HALF)
     if whole in LORA_TARGETS:
         wanted = {ATTENTION: ("attention",), ATTENTION_AND_FEED_FORWARD: ("attention", "feed-forward")}.get(whole)
         found = [wanted is None or kind(names) in wanted for names in layers]
@@ -46,8 +46,8 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
         pattern = _compiled(whole)
         found = [any(pattern.fullmatch(name) for name in names) for names in layers]
     if whole != targets:
-        late = _last_half(layers)
-        found = [take and _block(names) in late for names, take in zip(layers, found, strict=True)]
+        half = _half(layers, first=targets.endswith(FIRST_HALF))
+        found = [take and _block(names) in half for names, take in zip(layers, found, strict=True)]
     if not any(found):
         raise GeneratorError(
             f"Expected LoRA targets that choose some layer: one of {', '.join(map(repr, LORA_TARGETS))}, or a regular "
@@ -57,10 +57,11 @@ def chosen(layers: Sequence[tuple[str, ...]], targets: str) -> list[bool]:
     return found
 
 
-def _last_half(layers: Sequence[tuple[str, ...]]) -> set[str]:
+def _half(layers: Sequence[tuple[str, ...]], first: bool) -> set[str]:
     """The names of the blocks."""
     blocks = list(dict.fromkeys(_block(names) for names in layers))
-    return {*blocks[len(blocks) // 2 :]}
+    middle = len(blocks) // 2
+    return {*(blocks[:middle] if first else blocks[middle:])}
 
 
 def _block(names: Sequence[str]) -> str:

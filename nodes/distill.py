@@ -300,8 +300,9 @@ class Distill(io.ComfyNode):
                     default=FROM_PRESET,
                     optional=True,
                     advanced=True,
-                    tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks. last "
-                    "half: only in the last half of the blocks, for less memory and time at the cost of the picture.",
+                    tooltip="Which layers the LoRA changes. all linear: all linear layers of the model's blocks. "
+                    "first half: only in the first half of the blocks, which moves things rather than painting over "
+                    "them. last half: only in the last half, for less memory and time at the cost of the picture.",
                 ),
                 io.String.Input(
                     "target_pattern",

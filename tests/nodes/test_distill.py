@@ -77,9 +77,11 @@ def test_layers_by_pattern(teach):
         teach(lora_targets="by pattern", target_pattern="img_attn")
 
 
-def test_layers_of_the_last_half(teach):
+def test_layers_of_a_half(teach):
     lora = teach(lora_targets="attention + feed-forward, last half")[0]
     assert {key.split(".")[1] for key in lora if "lora" in key} == {"single_blocks"}
+    lora = teach(lora_targets="attention + feed-forward, first half")[0]
+    assert {key.split(".")[1] for key in lora if "lora" in key} == {"double_blocks"}
 
 
 def test_a_vae_of_its_own_for_the_gradient(teach, nodes):

@@ -1,4 +1,4 @@
-"""A LoRA on the last half of the blocks: which layers that is, and that no graph is kept of the blocks before."""
+"""A LoRA on half of the blocks: which layers that is, and that no graph is kept of the blocks before the last half."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def test_of_flux_it_is_the_last_29_blocks_of_57(host, targets):
     assert {".".join(name.split(".")[:2]) for name in half} == {f"single_blocks.{i}" for i in range(9, 38)}
     assert half == {name for name in picked_blocks(layers, targets, host) if ".".join(name.split(".")[:2]) in
                     {f"single_blocks.{i}" for i in range(9, 38)}}  # fmt: skip
+    assert picked_blocks(layers, f"{targets}, first half", host) == picked_blocks(layers, targets, host) - half
 
 
 @pytest.mark.parametrize("host", ["comfyui", "diffusers"])
@@ -65,6 +66,12 @@ def test_of_a_unet_it_is_the_way_up(host):
     half = picked_blocks(rows(table, modules, host), HALF, host)
     assert len({name.split(".transformer_blocks")[0] for name in half}) == 8  # of 16 places with attention
     assert all(name.startswith("output_blocks.") for name in half)
+
+
+def test_of_three_blocks_the_first_half_is_one():
+    layers = [(f"blocks.{i}.attn.qkv",) for i in range(3)]
+    assert chosen(layers, f"{WHOLE}, first half") == [True, False, False]
+    assert chosen(layers, HALF) == [False, True, True]
 
 
 class Kept:
