@@ -18,6 +18,7 @@ from rich.progress import track
 
 from dual_process.demo.catalogue import CATALOGUE
 from dual_process.demo.runner import run_control
+from dual_process.demo.strokes.controls import CONTROLS as SECOND_WORLD
 
 LINES = (0.25, 0.45, 0.7)
 PALETTES = (
@@ -53,6 +54,8 @@ def main(
     critic_size: Annotated[
         int | None, typer.Option(help="The critic sees pictures of this many pixels squared.")
     ] = None,
+    paraphrases: Annotated[bool, typer.Option(help="Ask all wordings (second world).")] = True,
+    guards: Annotated[bool, typer.Option(help="Ask whether the instruction was painted (second world).")] = True,
     output: Annotated[Path | None, typer.Option(help="Keep each run's pictures and report here.")] = None,
 ) -> None:
     """Runs every target with every seed and prints one row each."""
@@ -65,7 +68,10 @@ def main(
         for target in (TARGETS[name] if line is None else [{"line": line}])
         for seed in range(seeds)
     ]
-    changes = {} if lora_targets is None else {"lora_targets": lora_targets}
+    changes: dict[str, Any] = {} if lora_targets is None else {"lora_targets": lora_targets}
+    changes |= {name: False for name, asked in (("paraphrases", paraphrases), ("guards", guards)) if not asked}
+    if not (paraphrases and guards) and not set(names) <= set(SECOND_WORLD):
+        raise typer.BadParameter(f"expected --control {' or '.join(SECOND_WORLD)} with this choice, got {control}")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, target, seed) in enumerate(track(runs, console=Console(stderr=True))):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from dual_process.demo.strokes.captions import EMPTY, PROMPT_WORDS, caption, par
 from dual_process.demo.strokes.models import build_critic, build_processor, prompt_tokenizer
 from dual_process.demo.strokes.reader import read_scenes, same_scene
 from dual_process.demo.strokes.training.critic import text_loss
-from dual_process.demo.strokes.training.critic_data import HEADS, TEXTS, YES_NO, Lesson, make_lesson
-from dual_process.demo.strokes.training.exercises import next_step, scene_words
+from dual_process.demo.strokes.training.critic_data import HEADS, TEXTS, YES_NO, Lesson, make_lesson, stretch
+from dual_process.demo.strokes.training.exercises import Stretched, next_step, scene_words, spoilt_exercise
 from dual_process.demo.strokes.training.pictures import Pool
 from dual_process.demo.strokes.training.words import numpy_generator, random_change, random_prompt
 from dual_process.demo.strokes.world import (
@@ -21,6 +23,7 @@ from dual_process.demo.strokes.world import (
     Words,
     build_scenes,
     couple_noise,
+    foot_at,
     noise_statistics,
     random_uniforms,
     render,
@@ -29,6 +32,7 @@ from dual_process.demo.strokes.world import (
 )
 from dual_process.demo.training.attention import attend_at_once
 from dual_process.demo.training.critic import CriticWithHeads
+from dual_process.demo.training.critic_data import LOGIT
 
 
 def draw(count: int, seed: int = 0):
@@ -174,6 +178,37 @@ def test_lessons_are_written_in_words_that_the_critic_knows(hardened):
             assert tokenizer.unk_token_id not in tokenizer(text).input_ids, text
         for name, target in lesson.heads.items():
             assert ((target == -100) | ((target >= 0) & (target < HEADS[name]))).all(), name
+
+
+def test_a_stretched_object_grows_about_the_middle_of_its_foot():
+    words = Words((Thing("house", "blue"),), "day")
+    scenes = build_scenes([words], random_uniforms(1, torch.Generator().manual_seed(4)))
+    rest = without_objects(scenes)
+    thing = render(scenes) - render(rest)
+    x, foot = float(scenes.x[0, 0]), float(foot_at(scenes.depth[0, 0]))
+    left, top, right, bottom = box_of(thing)
+    wider = box_of(stretch(thing, Stretched(rest, x, foot, 1.25, 1.5)))
+    assert wider[3] == pytest.approx(foot + 1.5 * (bottom - foot), abs=1.5)
+    assert wider[1] == pytest.approx(foot - 1.5 * (foot - top), abs=1.5)
+    assert wider[2] - wider[0] == pytest.approx(1.25 * (right - left), abs=2)
+    assert torch.allclose(stretch(thing, Stretched(rest, x, foot, 1.0, 1.0)), thing, atol=1e-5)
+
+
+def box_of(picture):
+    there = picture[0].abs().amax(dim=0) > 0.1
+    rows, columns = there.any(dim=1).nonzero()[:, 0].tolist(), there.any(dim=0).nonzero()[:, 0].tolist()
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def test_the_more_an_object_is_spoilt_the_less_it_is_there():
+    pool, random = make_pool(64), numpy_generator(torch.Generator().manual_seed(12))
+    rows = [row for i in range(64) if (row := spoilt_exercise(pool, i, random))]
+    assert all([bool(r.smeared), bool(r.stretched), bool(r.other)].count(True) == 1 for r in rows)
+    assert all(row.logit <= LOGIT for row in rows)
+    stretched = [(row, row.stretched) for row in rows if row.stretched]
+    by_change = sorted(stretched, key=lambda pair: math.hypot(math.log(pair[1].width), math.log(pair[1].height)))
+    assert all(a[0].logit >= b[0].logit for a, b in pairwise(by_change))
+    assert by_change[0][0].logit > 0 > by_change[-1][0].logit
 
 
 def test_a_description_is_a_prompt_of_the_same_things():

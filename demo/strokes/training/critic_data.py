@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...training.critic_data import augment
 from ..captions import PLACES
 from ..questions import POSTFIX
 from ..world import COLORS, IMAGE_SIZE, INK, KINDS, Scenes, concatenate, render
-from .exercises import Row, exercise, select_one, text_exercise, things_of
+from .exercises import Row, Stretched, exercise, select_one, text_exercise, things_of
 from .pictures import Pool
 from .words import numpy_generator
 
 YES_NO, TEXTS = 52, 12  # rows of a batch
 MIXED = 0.3
+SPOILT = 2.0  # half of another kind is as good as all of it
 HEADS = {
     **{f"kind{c}{r}": 4 for c, r in PLACES},
     **{f"color{c}{r}": 5 for c, r in PLACES},
@@ -61,16 +63,22 @@ def _amounts(random: np.random.Generator) -> Tensor:
 def _change_pictures(images: Tensor, drawn: Pool, rows: list[Row], random: np.random.Generator) -> Tensor:
     """Draws mixtures, inks and painted instructions into pictures; `covered` of a mixture goes into its row's label."""
     images = images.clone()
-    mixed = [i for i, row in enumerate(rows) if row.other is not None and random.random() < MIXED]
+    mixed = [
+        i
+        for i, row in enumerate(rows)
+        if row.other is not None and (row.amounts is not None or random.random() < MIXED)
+    ]
     if mixed:
         second = render(concatenate([rows[i].other for i in mixed]))  # type: ignore[misc]
         first = render(drawn.scenes.select(torch.tensor(mixed)))
-        amounts = torch.stack([_amounts(random) for _ in mixed])[:, None]
+        amounts = torch.stack([_amounts(random) if (a := rows[i].amounts) is None else a for i in mixed])[:, None]
         covered = (second - first).abs().mul(amounts).sum(dim=(1, 2, 3)) / (second - first).abs().sum(
             dim=(1, 2, 3)
         ).clamp(min=1e-6)
         images[mixed] = images[mixed] + amounts * (second - first)
         for i, share in zip(mixed, covered.tolist(), strict=True):
+            if rows[i].amounts is not None:
+                share = min(1.0, SPOILT * share)
             rows[i].logit = rows[i].logit * (1 - share) + rows[i].other_logit * share
             overlaid = {"bar", "point_a", "point_b"}  # what the mixture leaves as it was
             rows[i].heads = {k: v for k, v in (rows[i].heads or {}).items() if k in overlaid}
@@ -78,6 +86,9 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[Row], random: np.ra
     for i, row in enumerate(rows):
         if row.smeared:
             images[i] += render(concatenate(row.smeared)).mean(dim=0) - render(select_one(drawn.scenes, i))[0]
+        if row.stretched is not None:
+            thing = render(select_one(drawn.scenes, i)) - render(row.stretched.rest)
+            images[i] += (stretch(thing, row.stretched) - thing)[0]
         if row.ink not in (None, INK):
             one = select_one(drawn.scenes, i)
             share = float(random.uniform(0.5, 1))
@@ -85,6 +96,19 @@ def _change_pictures(images: Tensor, drawn: Pool, rows: list[Row], random: np.ra
         if row.painted is not None:
             images[i] = torch.lerp(images[i], row.painted.apply(images[i][None])[0], float(random.uniform(0.6, 1)))
     return images.clamp(0, 1)
+
+
+def stretch(thing: Tensor, how: Stretched) -> Tensor:
+    """What an object adds to a picture, [1, 3, 128, 128], stretched about the middle of its foot."""
+    middle_x, middle_y = (2 * at / IMAGE_SIZE - 1 for at in (how.x, how.foot))
+    theta = torch.tensor(
+        [
+            [1 / how.width, 0, middle_x * (1 - 1 / how.width)],
+            [0, 1 / how.height, middle_y * (1 - 1 / how.height)],
+        ]
+    )
+    grid = F.affine_grid(theta[None], list(thing.shape), align_corners=False)
+    return F.grid_sample(thing, grid, align_corners=False)
 
 
 def _scene_heads(scenes: Scenes, i: int) -> dict[str, int]:
@@ -100,7 +124,7 @@ def _scene_heads(scenes: Scenes, i: int) -> dict[str, int]:
 
 
 def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) -> Lesson:
-    """Draws pictures, overlays and questions; `hardened` ones ask about smeared objects, too."""
+    """Draws pictures, overlays and questions; `hardened` ones ask about spoilt objects, too."""
     drawn = pool.batch(YES_NO + TEXTS, generator)
     random = numpy_generator(generator)
     rows = [exercise(drawn, i, random, hardened) for i in range(YES_NO)]
@@ -110,7 +134,10 @@ def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) 
         [r.overlay.apply(p[None]) if r.overlay else p[None] for r, p in zip(rows, images, strict=True)]
     )
     known = [
-        {**({} if row.text == "mixed" or row.smeared else _scene_heads(drawn.scenes, i)), **(row.heads or {})}
+        {
+            **({} if row.text == "mixed" or row.smeared or row.stretched else _scene_heads(drawn.scenes, i)),
+            **(row.heads or {}),
+        }
         for i, row in enumerate(rows)
     ]
     asked = [r.question + (POSTFIX if i < YES_NO and random.random() < 0.4 else "") for i, r in enumerate(rows)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .... import overlays
 from ...training.critic_data import LOGIT
@@ -20,6 +21,18 @@ A_LEFT = 0.9  # how often point A is left of point B: letters of nine pixels are
 B_NEARER = 0.75  # how often it is asked whether B is nearer: asked evenly, no answer follows from the picture alone
 RED_INKS = ((190, 20, 20), (235, 30, 30), (150, 40, 40))
 SMEAR = 14.0  # pixels over which an object is spread that is none any more
+STRETCH = 1.45  # factor by which an object is stretched that is none any more
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """An object stretched about the middle of its foot."""
+
+    rest: Scenes  # what is there without it
+    x: float  # pixels, as is `foot`
+    foot: float
+    width: float  # factors
+    height: float
 
 
 @dataclass
@@ -32,9 +45,11 @@ class Row:
     heads: dict[str, int] | None = None
     other: Scenes | None = None
     other_logit: float = 0.0
+    amounts: Tensor | None = None  # [128, 128], how much of the other scene there is; drawn at random if None
     ink: Sequence[int] | None = None
     painted: overlays.Overlay | None = None
     smeared: Sequence[Scenes] = ()  # of which the picture is the mean
+    stretched: Stretched | None = None
     text: str = ""
 
 
@@ -287,25 +302,57 @@ def _fact_row(drawn: Pool, i: int, random: np.random.Generator) -> Row:
     return Row(_word(THING, random).format(name), LOGIT if there else -LOGIT)
 
 
-def _smeared_row(drawn: Pool, i: int, random: np.random.Generator) -> Row | None:
-    """Whether an object is there that is spread over a range of depths, as pictures show what is moved by force."""
+def spoilt_exercise(drawn: Pool, i: int, random: np.random.Generator) -> Row | None:
+    """Whether an object is there that is smeared, stretched or half of another kind, as what is moved by force is."""
     things = things_of(drawn.scenes, i)
     if not things:
         return None
     j = int(random.integers(len(things)))
-    asked, _, middle = things[j]
-    depths = torch.linspace(-0.5, 0.5, 2 if random.random() < 0.5 else 5) * float(random.uniform(0, 0.5))
+    asked, x, depth = things[j]
     if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
         return None
-    depths = (depths + middle).clamp(0, 1)
-    scenes = []
-    for depth in depths:
-        moved = drawn.scenes.depth[i : i + 1].clone()
-        moved[0, j] = depth
-        scenes.append(replace(select_one(drawn.scenes, i), depth=moved))
-    spread = float(foot_at(depths[-1]) - foot_at(depths[0]))
-    question = _word(THING, random).format(thing_name(replace(asked, place=None), colored=True))
-    return Row(question, LOGIT * (1 - 1.6 * min(1.0, spread / SMEAR)), smeared=scenes)
+    row = Row(_word(THING, random).format(thing_name(replace(asked, place=None), colored=True)), LOGIT)
+    one = select_one(drawn.scenes, i)
+    match int(random.integers(3)):
+        case 0:
+            row.smeared, spread = _smear(one, j, float(random.uniform(0, 0.5)), 2 if random.random() < 0.5 else 5)
+            row.logit *= 1 - 1.6 * min(1.0, spread / SMEAR)
+        case 1:
+            rest = replace(one, kind=_changed(one.kind, j, -1), color=_changed(one.color, j, -1))
+            width, height = np.exp(random.normal(0, 0.18, 2)).clip(0.6, 1.7).tolist()
+            row.stretched = Stretched(rest, x, float(foot_at(torch.tensor(depth))), width, height)
+            row.logit *= 1 - 1.6 * min(1.0, float(np.hypot(np.log(width), np.log(height)) / np.log(STRETCH)))
+        case _:
+            kind = (KINDS.index(asked.kind) + int(random.integers(1, 3))) % 3
+            row.other, row.other_logit = replace(one, kind=_changed(one.kind, j, kind)), -LOGIT
+            row.amounts = _cut(one.boxes()[0, j].tolist(), random)
+    return row
+
+
+def _changed(values: Tensor, j: int, value: float) -> Tensor:
+    """[1, 4], the same but for one object."""
+    values = values.clone()
+    values[0, j] = value
+    return values
+
+
+def _smear(one: Scenes, j: int, amount: float, count: int) -> tuple[list[Scenes], float]:
+    """One scene with an object at several depths, and over how many pixels they spread."""
+    depths = (torch.linspace(-amount / 2, amount / 2, count) + one.depth[0, j]).clamp(0, 1)
+    scenes = [replace(one, depth=_changed(one.depth, j, depth)) for depth in depths.tolist()]
+    return scenes, float(foot_at(depths[-1]) - foot_at(depths[0]))
+
+
+def _cut(box: Sequence[float], random: np.random.Generator) -> Tensor:
+    """How much of another kind there is, [128, 128]: evenly, or on one side of a soft cut through the object."""
+    if random.random() < 0.5:
+        return torch.full((IMAGE_SIZE, IMAGE_SIZE), float(random.uniform(0, 0.6)))
+    left, top, right, bottom = box
+    upright = random.random() < 0.5
+    start, end = (left, right) if upright else (top, bottom)
+    at, width, sign = random.uniform(start, end), random.uniform(0.5, 5), random.choice([-1, 1])
+    ramp = torch.sigmoid(float(sign) * (torch.arange(IMAGE_SIZE) + 0.5 - float(at)) / float(width))
+    return (ramp[None, :] if upright else ramp[:, None]).expand(IMAGE_SIZE, IMAGE_SIZE)
 
 
 def _asked_thing(things: list[tuple[Thing, float, float]], random: np.random.Generator) -> Thing:
@@ -376,7 +423,7 @@ def text_exercise(drawn: Pool, i: int, random: np.random.Generator) -> Row:
 def exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> Row:
     """A question that Yes or No answers."""
     topic = random.random()
-    if hardened and topic > 0.8 and (row := _smeared_row(drawn, i, random)):
+    if hardened and topic > 0.75 and (row := spoilt_exercise(drawn, i, random)):
         return row
     if topic < 0.14 and int((drawn.scenes.kind[i] >= 0).sum()):
         return _line_row(drawn, i, random)
