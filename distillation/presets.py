@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..core.protocols import ATTENTION_AND_FEED_FORWARD
+from ..core.protocols import ATTENTION_AND_FEED_FORWARD, FIRST_HALF
 from .question import KEEP, PROMPT, Question
 from .recipe import Anchors
 
@@ -79,6 +79,8 @@ DEMO: Mapping[str, Any] = MappingProxyType(
         "anchors": Anchors(),
     }
 )
+# What moves things is taught to the blocks in which the picture is still a plan.
+STROKES: Mapping[str, Any] = MappingProxyType({**DEMO, "lora_targets": f"{ATTENTION_AND_FEED_FORWARD}{FIRST_HALF}"})
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
 DEFAULTS = "Steps and guidance are the defaults of diffusers' {}; training is the paper's for Flux, untried here."
 
@@ -95,7 +97,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             most_pixels=160 * 160,
         ),
         "demo-strokes": Preset(
-            *("demo models of the second world", "Figures in benchmarks/README.md.", DEMO),
+            *("demo models of the second world", "Figures in benchmarks/README.md.", STROKES),
             height=128,
             width=128,
             things=("house", "tree", "ball"),

@@ -16,14 +16,18 @@ from dual_process.demo.strokes import controls
 from dual_process.demo.strokes.captions import caption, parse_prompt
 from dual_process.demo.strokes.questions import DESCRIBE, THING
 from dual_process.demo.strokes.reader import read_scenes, same_scene
+from dual_process.demo.strokes.training.critic_data import stretch
+from dual_process.demo.strokes.training.exercises import Stretched
 from dual_process.demo.strokes.world import (
     Thing,
     Words,
     build_scenes,
+    foot_at,
     noise_statistics,
     random_uniforms,
     render,
     with_line_weight,
+    without_objects,
 )
 from dual_process.distillation import Question, overlay_questions
 from dual_process.generators.noise import draw_noise
@@ -135,3 +139,22 @@ def test_the_critic_describes_pictures_in_the_words_of_prompts(models):
     words = replace(PAIR, things=(Thing("house", "blue", (0, 0)), Thing("tree", "green", (2, 1))))
     replies = critic.answer(render(pictures(words, 8)), DESCRIBE, max_new_tokens=28)
     assert replies.count(caption(words)) >= 6
+
+
+def test_the_critic_sees_no_object_in_what_is_spoilt(models):
+    """Half a tree is no house, nor is one that is drawn twice, or twice as high."""
+    words = Words((Thing("house", "blue"),), "day")
+    scenes = pictures(words)
+    whole = render(scenes)
+    question = Question(THING[0].format("a blue house"))
+    half = (whole + render(replace(scenes, kind=torch.full_like(scenes.kind, 1).where(scenes.kind >= 0, -1)))) / 2
+    shifted = replace(scenes, depth=(scenes.depth + 0.4).clamp(max=1))
+    twice = (render(replace(scenes, depth=(scenes.depth - 0.4).clamp(min=0))) + render(shifted)) / 2
+    rest = without_objects(scenes)
+    bare = render(rest)
+    places = zip(scenes.x[:, 0].tolist(), foot_at(scenes.depth[:, 0]).tolist(), strict=True)
+    taller = [Stretched(rest, x, foot, 1.0, 1.6) for x, foot in places]
+    high = bare + torch.cat([stretch(thing[None], how) for thing, how in zip(whole - bare, taller, strict=True)])
+    assert float(probability(models[1], whole, question).mean()) > 0.8
+    for spoilt in (half, twice, high.clamp(0, 1)):
+        assert float(probability(models[1], spoilt, question).mean()) < 0.4

@@ -16,7 +16,7 @@ from ..models import build_critic, build_processor
 from .critic_data import HEADS, YES_NO, Lesson, make_lesson
 from .pictures import Pool, make_pool
 
-VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 9000, 1200, 8192
+VISION_STEPS, STEPS, HARDENING_STEPS, POOL = 500, 9000, 1500, 8192
 TEXT_WEIGHT = 0.5
 
 
