@@ -24,10 +24,8 @@ AS_GENERATOR = Sampling()
 ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR = "attention", "attention + feed-forward", "all linear"
 FIRST_HALF, LAST_HALF = ", first half", ", last half"  # behind any choice of layers: only those of half of the blocks
 _WHOLE = (ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR)
-LORA_TARGETS = (
-    *_WHOLE,
-    *(f"{t}{half}" for half in (LAST_HALF, FIRST_HALF) for t in _WHOLE),
-)  # or a regular expression for layer names
+# Or a regular expression for layer names.
+LORA_TARGETS = (*_WHOLE, *(f"{t}{half}" for half in (LAST_HALF, FIRST_HALF) for t in _WHOLE))
 PRESET = "dual_process.preset"  # the attachment of a ComfyUI MODEL that names its preset
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from .types import CATEGORY, Critic, outside_inference_mode
+
+
+def _load(weights: Path, preset: str) -> io.NodeOutput:
+    """A world's MODEL, CLIP, VAE and critic."""
+    from ..critics import load_critic
+    from ..demo.comfy.models import load_models
+
+    with outside_inference_mode():
+        critic = load_critic(weights / "critic", device="cpu")
+    return io.NodeOutput(*load_models(weights / "pipeline", preset), critic)
 
 
 class LoadDemoModels(io.ComfyNode):
@@ -37,13 +49,9 @@ class LoadDemoModels(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..critics import load_critic
         from ..demo import WEIGHTS
-        from ..demo.comfy.models import load_models
 
-        with outside_inference_mode():
-            critic = load_critic(WEIGHTS / "critic", device="cpu")
-        return io.NodeOutput(*load_models(), critic)
+        return _load(WEIGHTS, "demo")
 
 
 class LoadDemoStrokes(io.ComfyNode):
@@ -80,13 +88,9 @@ class LoadDemoStrokes(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..critics import load_critic
-        from ..demo.comfy.models import load_models
         from ..demo.strokes import PRESET, WEIGHTS
 
-        with outside_inference_mode():
-            critic = load_critic(WEIGHTS / "critic", device="cpu")
-        return io.NodeOutput(*load_models(WEIGHTS / "pipeline", PRESET), critic)
+        return _load(WEIGHTS, PRESET)
 
 
 NODES = [LoadDemoModels, LoadDemoStrokes]
