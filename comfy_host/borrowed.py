@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,7 @@ def _loaded(device: torch.device) -> list[Any]:
 def _unload(entries: list[Any], device: torch.device) -> None:
     kept = [entry for entry in _loaded(device) if entry not in entries]
     if entries:  # bytes: all that there is
+        gc.collect()  # ComfyUI counts through a list from which a model that is collected meanwhile drops out
         comfy.model_management.free_memory(1e30, device, keep_loaded=kept)
 
 

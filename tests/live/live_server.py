@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ import comfyui
 
 PACK = "dual-process-image-generation"
 BROWSER = "/usr/bin/chromium"  # Debian's
-RENDERER = "nodes2 => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', nodes2)"
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+RENDERERS = ("classic", "nodes2")
 PATIENCE = 600  # seconds; a bound for what hangs, on machines that are busy with other things
 
 
@@ -84,6 +90,11 @@ class Server:
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
 
+    def draw_with(self, renderer: str) -> None:
+        """Which renderer a page has that is opened after this: one of RENDERERS. The server remembers it."""
+        chosen = json.dumps(renderer == "nodes2").encode()
+        urllib.request.urlopen(f"{self.address}/settings/Comfy.VueNodes.Enabled", chosen, PATIENCE).close()
+
     def free(self) -> None:
         """Asks for all memory back, as the frontend's "Free model and node cache" does, and waits for it.
 
@@ -143,6 +154,20 @@ class Server:
             self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+@contextmanager
+def browser_context(server: Server, renderer: str, width: int = 1600) -> Iterator[Any]:
+    """A browser's context for pages with a renderer, of `width` by 1000 pixels."""
+    from playwright.sync_api import sync_playwright
+
+    server.draw_with(renderer)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        context = browser.new_context(viewport={"width": width, "height": 1000})
+        context.set_default_timeout(1000 * PATIENCE)
+        yield context
+        browser.close()
 
 
 def open_page(server: Server, context: Any) -> Any:

@@ -10,13 +10,9 @@ from typing import Any
 import comfyui
 import pytest
 from hands import Hands
-from live_server import BROWSER, PACK, PATIENCE, Server
+from live_server import PACK, Server, browser_context
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-]
 WORKFLOWS = comfyui.ROOT / "workflows"
 OLD = comfyui.ROOT / "tests" / "fixtures" / "v0_1" / "workflows"
 RUNNABLE = [path for path in sorted(OLD.glob("*.json")) if "flux" not in path.stem]
@@ -42,16 +38,11 @@ TRAINING = ("DualProcessDistill", "DualProcessDistillLoRA")
 
 @pytest.fixture
 def page(server: Server) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1900, "height": 1000})
-        page.set_default_timeout(1000 * PATIENCE)
+    with browser_context(server, "classic", width=1900) as context:
+        page = context.new_page()
         page.goto(server.address)
         page.wait_for_function("window.app && window.app.extensionManager")
         yield page
-        browser.close()
 
 
 def open_template(page: Any, name: str) -> None:

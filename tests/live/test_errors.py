@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import comfyui
 import pytest
-from live_server import RENDERER, Server
+from live_server import Server, open_page
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 HORIZON = json.loads((comfyui.ROOT / "workflows" / "01_demo_teach_a_horizon.json").read_text())
@@ -68,15 +67,8 @@ TOASTS = "[...document.querySelectorAll('.p-toast-message')].map(t => t.innerTex
 FACES = "[...document.querySelectorAll('.dp-error, .dp-status')].map(t => t.textContent)"
 
 
-@pytest.fixture(params=["classic", "nodes2"])
-def rendered(page: Any, request: Any) -> Iterator[Any]:
-    page.evaluate(RENDERER, request.param == "nodes2")
-    yield page
-    page.evaluate(RENDERER, False)
-
-
-def test_the_sentence_stands_in_a_toast_and_on_the_node(server: Server, rendered: Any, tmp_path: Path) -> None:
-    page = rendered
+def test_the_sentence_stands_in_a_toast_and_on_the_node(server: Server, context: Any, tmp_path: Path) -> None:
+    page = open_page(server, context)
     for name, (change, node, words) in WRONG.items():
         page.evaluate("data => window.app.loadGraphData(data)", HORIZON)
         page.wait_for_timeout(1000)

@@ -9,13 +9,12 @@ from typing import Any
 
 import comfyui
 import pytest
-from live_server import BROWSER, PATIENCE, RENDERER, Server, open_page
+from live_server import PATIENCE, RENDERERS, Server, browser_context, open_page
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 TEMPLATES = sorted((comfyui.ROOT / "workflows").glob("*.json"))
 DEMOS = [path for path in TEMPLATES if "_demo_" in path.stem]
 DOWNLOADED = [path for path in TEMPLATES if path not in DEMOS]  # models are to be downloaded first
-RENDERERS = {"classic": False, "nodes2": True}
 PROMPT = "async () => (await window.app.graphToPrompt()).output"
 SAVED = "() => JSON.parse(JSON.stringify(window.app.graph.serialize()))"
 MISSING = "() => window.app.graph.nodes.map(n => n.type).filter(type => !(type in LiteGraph.registered_node_types))"
@@ -62,19 +61,12 @@ LAYOUT = """() => {
 
 @pytest.fixture(scope="module", params=RENDERERS)
 def page(server: Server, request: Any) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(viewport={"width": 1600, "height": 1000})
-        context.set_default_timeout(1000 * PATIENCE)
+    with browser_context(server, request.param) as context:
         page = open_page(server, context)
-        page.evaluate(RENDERER, RENDERERS[request.param])
         page.evaluate("() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)")
         page.reload()
         page.wait_for_function("window.app && window.app.extensionManager")
         yield page
-        browser.close()
 
 
 def settled(page: Any) -> dict[str, Any]:
