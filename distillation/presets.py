@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..core.protocols import ATTENTION_AND_FEED_FORWARD, FIRST_HALF
+from ..core.protocols import ATTENTION, ATTENTION_AND_FEED_FORWARD, FIRST_HALF
 from .question import KEEP, PROMPT, Question
 from .recipe import Anchors
 
@@ -80,7 +80,7 @@ DEMO: Mapping[str, Any] = MappingProxyType(
     }
 )
 # What moves things is taught to the blocks in which the picture is still a plan.
-STROKES: Mapping[str, Any] = MappingProxyType({**DEMO, "lora_targets": f"{ATTENTION_AND_FEED_FORWARD}{FIRST_HALF}"})
+STROKES: Mapping[str, Any] = MappingProxyType({**DEMO, "lora_targets": f"{ATTENTION}{FIRST_HALF}"})
 REFERENCE = "As the paper's authors train it; anchors as the demo world has taught us."
 DEFAULTS = "Steps and guidance are the defaults of diffusers' {}; training is the paper's for Flux, untried here."
 

@@ -46,6 +46,7 @@ DEFAULT_THICKNESS = 4.0
 CLEARLY_NEARER = 0.05
 RED = 0.25  # by which a pixel's red is above its green and blue; nothing in this world is red
 Places = tuple[tuple[float, float], tuple[float, float]]  # (column x in pixels, depth) of the left and right object
+MOVING_STEPS = 350  # of controls that move things: after 200 some are still on their way
 DEFAULT_PLACES: Places = ((16.0, 0.15), (112.0, 0.85))
 
 _COLORED = [Thing(kind, color) for kind in KINDS for color in COLORS]
@@ -257,7 +258,7 @@ def depth_control(
         measure=measure,
         target=Bound("order_accuracy", "higher", 0.3, name="the share of pictures in the wanted order of depth"),
         guards=KEPT,
-        **_taught(overlay, seed, paraphrases, guards, **changes),
+        **_taught(overlay, seed, paraphrases, guards, **{"train_steps": MOVING_STEPS, **changes}),
     )
 
 
@@ -288,7 +289,7 @@ def composition_control(
         target=Bound("layout_iou", "higher", 0.3, name="the overlap of objects with their regions (IoU)"),
         guards=(*KEPT, EVEN, LIKE_TRUTH),
         truth=truth,
-        **_taught(overlay, seed, paraphrases, guards, **changes),
+        **_taught(overlay, seed, paraphrases, guards, **{"train_steps": MOVING_STEPS, **changes}),
     )
 
 

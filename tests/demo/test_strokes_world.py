@@ -15,7 +15,13 @@ from dual_process.demo.strokes.models import build_critic, build_processor, prom
 from dual_process.demo.strokes.reader import read_scenes, same_scene
 from dual_process.demo.strokes.training.critic import text_loss
 from dual_process.demo.strokes.training.critic_data import HEADS, TEXTS, YES_NO, Lesson, make_lesson, stretch
-from dual_process.demo.strokes.training.exercises import Stretched, next_step, scene_words, spoilt_exercise
+from dual_process.demo.strokes.training.exercises import (
+    Stretched,
+    layout_exercise,
+    next_step,
+    scene_words,
+    spoilt_exercise,
+)
 from dual_process.demo.strokes.training.pictures import Pool
 from dual_process.demo.strokes.training.words import numpy_generator, random_change, random_prompt
 from dual_process.demo.strokes.world import (
@@ -210,6 +216,19 @@ def test_the_more_an_object_is_spoilt_the_less_it_is_there():
     by_change = sorted(stretched, key=lambda pair: math.hypot(math.log(pair[1].width), math.log(pair[1].height)))
     assert all(a[0].logit >= b[0].logit for a, b in pairwise(by_change))
     assert by_change[0][0].logit > 0 > by_change[-1][0].logit
+
+
+def test_a_layout_is_no_match_by_what_is_stretched_into_it():
+    pool, random = make_pool(64), numpy_generator(torch.Generator().manual_seed(13))
+    rows = [row for i in 8 * list(range(64)) if (row := layout_exercise(pool, i, random, hardened=True))]
+    before = [row for i in range(64) if (row := layout_exercise(pool, i, random, hardened=False))]
+    fitted = [(row, row.stretched) for row in rows if row.stretched and row.heads["layout"] == 0]
+    assert not any(row.other for row, _ in fitted)
+    badly = [row.logit for row, how in fitted if math.hypot(math.log(how.width), math.log(how.height)) > math.log(1.5)]
+    whole = [row.logit for row in rows if not row.stretched and row.heads["layout"] == 0]
+    assert len(badly) > 3
+    assert max(badly) < 0 < min(whole)
+    assert not any(row.stretched for row in before)
 
 
 def test_a_description_is_a_prompt_of_the_same_things():

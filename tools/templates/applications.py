@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dual_process import overlays
 from dual_process.demo import questions
 from dual_process.demo.controls import horizon_control, night_control, palette_control
-from dual_process.demo.strokes.controls import composition_control, depth_control, line_weight_control
+from dual_process.demo.strokes.controls import (
+    MOVING_STEPS,
+    composition_control,
+    depth_control,
+    line_weight_control,
+)
 
 from .teaching import Application, Case, as_in
 
@@ -69,7 +76,7 @@ RELATIVE_DEPTH = Application(
     asks="The critic is asked whether Point B is in the foreground and Point A in the background, and the LoRA learns "
     "to place things so.",
     change="Open *Draw* and drag the points, or swap A and B in the question, and run again.",
-    demo=as_in(depth_control()),
+    demo=replace(as_in(depth_control()), train_steps=MOVING_STEPS),
     downloaded=Case(
         overlay=overlays.depth([(0.3, 0.35), (0.7, 0.75)], order="BA"),
         prompts=(
@@ -87,7 +94,7 @@ COMPOSITION = Application(
     asks="The critic is asked whether the picture is composed as the red annotations say, and the LoRA learns to put "
     "things there.",
     change="Open *Draw* of *Composition Overlay*, drag the regions and lines and run again.",
-    demo=as_in(composition_control()),
+    demo=replace(as_in(composition_control()), train_steps=MOVING_STEPS),
     downloaded=Case(
         overlay=overlays.composition(
             regions=[(0.05, 0.6, 0.9, 0.35, "this region is a large expanse like a field")],

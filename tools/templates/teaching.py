@@ -26,6 +26,7 @@ class Case:
         wordings: of the question, the first is asked; the overlay's own if there are none.
         prompts, held_out: of Training Prompts; the node's own if there are none.
         penalties: weights that differ from the preset's.
+        train_steps: the preset's if 0.
         hint: the note's, about these models only.
     """
 
@@ -34,6 +35,7 @@ class Case:
     prompts: Sequence[str] = ()
     held_out: Sequence[str] = ()
     penalties: Mapping[str, float] = field(default_factory=dict)
+    train_steps: int = 0
     hint: str = ""
 
     @property
@@ -112,7 +114,10 @@ def columns(application: Application, models: Models) -> Columns:
         "3  Train and watch": {
             "distill": distill(
                 source,
-                {WEIGHTS[name]: weight for name, weight in case.penalties.items()},
+                {
+                    **{WEIGHTS[name]: weight for name, weight in case.penalties.items()},
+                    **({"train_steps": case.train_steps} if case.train_steps else {}),
+                },
                 prompts="prompts.prompts",
                 loss="loss.loss",
             ),

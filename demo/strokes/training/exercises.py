@@ -23,6 +23,7 @@ RED_INKS = ((190, 20, 20), (235, 30, 30), (150, 40, 40))
 SMEAR = 14.0  # pixels over which an object is spread that is none any more
 STRETCH = 1.6  # factor by which an object is stretched that is none any more
 WHOLE = 0.4  # share of the exercises about spoilt objects in which the object is not
+FITTED = 0.5  # share of the last exercises about layouts in which an object is stretched, as if to fill its region
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,17 @@ def _middles(scenes: Scenes, i: int) -> list[tuple[float, float]]:
     return [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes[scenes.kind[i] >= 0].tolist()]
 
 
-def _layout_row(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> Row | None:
+def layout_exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -> Row | None:
+    """Whether objects are in red regions; last, whether whole objects are."""
     middles, others = _middles(drawn.scenes, i), _middles(drawn.others, i)
     if not 1 <= len(middles) <= 3:
         return None
+    stretched, wholeness = None, 1.0
+    if hardened and random.random() < FITTED:
+        j = int(random.integers(len(middles)))
+        stretched, wholeness = _stretched(drawn, i, j, random)
+        x, y = middles[j]
+        middles[j] = (x, stretched.foot - stretched.height * (stretched.foot - y))
     near = random.random()
     wanted = list(middles if near < 0.5 else others)
     spread = float(random.choice([1.0, 4.0, 15.0]))
@@ -240,12 +248,12 @@ def _layout_row(drawn: Pool, i: int, random: np.random.Generator, hardened: bool
     overlay = overlays.composition(regions=regions)
     drawn_at = [((x + w / 2) * IMAGE_SIZE, (y + h / 2) * IMAGE_SIZE) for x, y, w, h in regions]
     distance = _layout_distance(middles, drawn_at)
-    row = Row(
-        _word(overlay.questions(), random),
-        _layout_logit(distance, hardened),
-        overlay,
-        {"layout": min(19, int(distance / 2.5))},
-    )
+    logit = _layout_logit(distance, hardened)
+    heads = {"layout": min(19, int(distance / 2.5))}
+    if stretched:
+        logit = logit * wholeness if logit > 0 else logit
+        return Row(_word(overlay.questions(), random), logit, overlay, heads, stretched=stretched)
+    row = Row(_word(overlay.questions(), random), logit, overlay, heads)
     other = replace(select_one(drawn.others, i), line_weight=select_one(drawn.scenes, i).line_weight)
     distance = _layout_distance(_middles(other, 0), drawn_at)
     row.other, row.other_logit = other, _layout_logit(distance, hardened)
@@ -315,7 +323,7 @@ def spoilt_exercise(drawn: Pool, i: int, random: np.random.Generator) -> Row | N
     if not things:
         return None
     j = int(random.integers(len(things)))
-    asked, x, depth = things[j]
+    asked = things[j][0]
     if sum(t.kind == asked.kind and t.color == asked.color for t, _, _ in things) > 1:
         return None
     row = Row(_word(THING, random).format(thing_name(replace(asked, place=None), colored=True)), LOGIT)
@@ -327,15 +335,23 @@ def spoilt_exercise(drawn: Pool, i: int, random: np.random.Generator) -> Row | N
             row.smeared, spread = _smear(one, j, float(random.uniform(0, 0.5)), 2 if random.random() < 0.5 else 5)
             row.logit *= 1 - 1.6 * min(1.0, spread / SMEAR)
         case 1:
-            rest = replace(one, kind=_changed(one.kind, j, -1), color=_changed(one.color, j, -1))
-            width, height = np.exp(random.normal(0, 0.25, 2)).clip(0.5, 2.0).tolist()
-            row.stretched = Stretched(rest, x, float(foot_at(torch.tensor(depth))), width, height)
-            row.logit *= 1 - 1.6 * min(1.0, float(np.hypot(np.log(width), np.log(height)) / np.log(STRETCH)))
+            row.stretched, wholeness = _stretched(drawn, i, j, random)
+            row.logit *= wholeness
         case _:
             kind = (KINDS.index(asked.kind) + int(random.integers(1, 3))) % 3
             row.other, row.other_logit = replace(one, kind=_changed(one.kind, j, kind)), -LOGIT
             row.amounts = _cut(one.boxes()[0, j].tolist(), random)
     return row
+
+
+def _stretched(drawn: Pool, i: int, j: int, random: np.random.Generator) -> tuple[Stretched, float]:
+    """The j-th object of a scene stretched, and what a Yes about it is to be multiplied by, 1 to −0.6."""
+    one = select_one(drawn.scenes, i)
+    _, x, depth = things_of(one, 0)[j]
+    rest = replace(one, kind=_changed(one.kind, j, -1), color=_changed(one.color, j, -1))
+    width, height = np.exp(random.normal(0, 0.25, 2)).clip(0.5, 2.0).tolist()
+    share = min(1.0, float(np.hypot(np.log(width), np.log(height)) / np.log(STRETCH)))
+    return Stretched(rest, x, float(foot_at(torch.tensor(depth))), width, height), 1 - 1.6 * share
 
 
 def _changed(values: Tensor, j: int, value: float) -> Tensor:
@@ -436,9 +452,9 @@ def exercise(drawn: Pool, i: int, random: np.random.Generator, hardened: bool) -
         return row
     if topic < 0.14 and int((drawn.scenes.kind[i] >= 0).sum()):
         return _line_row(drawn, i, random)
-    if topic < 0.52 and (row := _depth_row(drawn, i, random)):
+    if topic < (0.44 if hardened else 0.52) and (row := _depth_row(drawn, i, random)):
         return row
-    if topic < 0.62 and (row := _layout_row(drawn, i, random, hardened)):
+    if topic < 0.62 and (row := layout_exercise(drawn, i, random, hardened)):
         return row
     if topic < 0.68:
         return _guard_row(drawn, i, random)
