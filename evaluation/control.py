@@ -19,7 +19,8 @@ from ..distillation import Critic, Generator, Question, Recipe
 from .fidelity import Truth, against_base, against_truth
 from .measures import psnr
 
-LIKENESS = "psnr_counterfactual"  # falls below its value before only where training led away from the truth
+LIKENESS = "psnr_counterfactual"
+LED_AWAY = 0.5  # dB by which the likeness falls where training led away from the truth, rather than painted a bit worse
 CONVINCED = 0.2  # by how much P(answer) rises where a critic was won over, truly or not
 EVALUATION_SEED = 1 << 40  # training draws 63-bit seeds at random; these are never among them in practice
 
@@ -200,7 +201,7 @@ def judge(control: Control, before: Mapping[str, Any], after: Mapping[str, Any])
     target = control.target
     improved = target.gain(before, after) >= target.margin(before)
     convinced = after["p_answer"] - before["p_answer"] >= CONVINCED
-    led_away = LIKENESS in before and not after[LIKENESS] >= before[LIKENESS]
+    led_away = LIKENESS in before and not after[LIKENESS] >= before[LIKENESS] - LED_AWAY
     known = [g for g in control.guards if g.measured(before)]
     # Pictures that were not led to the true ones differ from them in everything: that would be no loss.
     fallen = [g for g in known if not g.holds(before, after)] if improved else []
