@@ -11,6 +11,7 @@ Thumbnails whose LoRA is not there are left as they are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def before_and_after(application: Application, runs: Path) -> tuple[Tensor, Tens
     prompts = application.demo.held_out[:3] if drawn else SILENT if application is COMMONSENSE else PROMPTS
     generator, _ = (strokes.load if drawn else demo.load)(prompts)
     before = generator.sample((0, 1, 2), SEEDS)
-    generator.load_lora_state_dict(read_tensors(lora_of(application, runs))[0])
+    lora, metadata = read_tensors(lora_of(application, runs))
+    generator.load_lora_state_dict(lora, json.loads(metadata["dual_process.recipe"])["lora_targets"])
     return before, generator.sample((0, 1, 2), SEEDS, lora_scale=1.0)
 
 
