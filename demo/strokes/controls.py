@@ -43,10 +43,10 @@ from .world import (
 NOISE_SHAPE = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 BAR = 8 / IMAGE_SIZE  # y of the bar that shows the line weight: in the sky, above all objects
 DEFAULT_THICKNESS = 4.0
+MOVING_STEPS = 350  # of controls that move things: after 200 some are still on their way
 CLEARLY_NEARER = 0.05
 RED = 0.25  # by which a pixel's red is above its green and blue; nothing in this world is red
 Places = tuple[tuple[float, float], tuple[float, float]]  # (column x in pixels, depth) of the left and right object
-MOVING_STEPS = 350  # of controls that move things: after 200 some are still on their way
 DEFAULT_PLACES: Places = ((16.0, 0.15), (112.0, 0.85))
 
 _COLORED = [Thing(kind, color) for kind in KINDS for color in COLORS]
