@@ -18,6 +18,7 @@ class Sampling:
     guidance: float | None = None
     height: int | None = None  # pixels
     width: int | None = None
+    slider: float | None = None  # value of a LoRA with a slider, −1 … 1; None is 0, its constant part alone
 
 
 AS_GENERATOR = Sampling()
@@ -26,7 +27,13 @@ FIRST_HALF, LAST_HALF = ", first half", ", last half"  # behind any choice of la
 _WHOLE = (ATTENTION, ATTENTION_AND_FEED_FORWARD, ALL_LINEAR)
 # Or a regular expression for layer names.
 LORA_TARGETS = (*_WHOLE, *(f"{t}{half}" for half in (LAST_HALF, FIRST_HALF) for t in _WHOLE))
+SLIDER = "slider."  # before the parameter names of what a slider counts, beside the constant part of a LoRA
 PRESET = "dual_process.preset"  # the attachment of a ComfyUI MODEL that names its preset
+
+
+def slider_values(count: int) -> tuple[float, ...]:
+    """So many values of a slider, evenly from one end to the other; of one, the middle."""
+    return (0.0,) if count == 1 else tuple(2 * number / (count - 1) - 1 for number in range(count))
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,12 @@ class Generator(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
-    def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+    def add_lora(
+        self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD, slider: bool = False
+    ) -> None:
         """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
+
+        With `slider` there are two of this rank: the second counts as often as `Sampling.slider` says.
 
         `targets` says which layers of the network's blocks it changes: one of `LORA_TARGETS`, all linear ones being
         those of the blocks, or a regular expression that a layer's whole name must match. With `FIRST_HALF` or
@@ -146,8 +157,8 @@ class Generator(Protocol):
         """
         ...
 
-    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
-        """The LoRA with `.alpha` under the key names of "diffusers" or "comfyui"."""
+    def lora_state_dict(self, format: str = "diffusers", slider: bool = False) -> dict[str, Tensor]:
+        """The LoRA with `.alpha` under the key names of "diffusers" or "comfyui"; with `slider` its second part."""
         ...
 
 
@@ -195,6 +206,19 @@ class Overlay(Protocol):
 
     def to_dict(self) -> Any:
         """Plain data that writes the overlay down."""
+        ...
+
+
+@runtime_checkable
+class RangedOverlay(Overlay, Protocol):
+    """A visual prompt that follows a slider."""
+
+    def at(self, value: float) -> Overlay:
+        """What is drawn at a value of the slider, −1 … 1."""
+        ...
+
+    def describe(self, value: float) -> str:
+        """What the control is at a value of the slider, in its own unit."""
         ...
 
 

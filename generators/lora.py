@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from .architectures import Architecture
 from .architectures.layers import Host, Split
 from .noise import seeded
 
+Part = TypeVar("Part")
 Format = Literal["diffusers", "comfyui", "kohya"]  # of files; a generator writes the first two
 FORMATS: tuple[Host, ...] = ("diffusers", "comfyui")
+MOST_SLIDER = 2.0
 COMFYUI_PREFIX, KOHYA_PREFIX = "diffusion_model.", "lora_unet_"
 
 
@@ -78,6 +80,34 @@ def gaussian_weights(shapes: Mapping[str, Shapes], rank: int, alpha: float, seed
         for name, (down, up) in shapes.items()
     }
     return LoraWeights(matrices, rank, alpha)
+
+
+def part_seeds(seed: int, slider: bool) -> tuple[int, ...]:
+    """Of the constant part of a LoRA and, if it has one, of the part that a slider counts."""
+    return (seed, (seed + 1) % 2**64) if slider else (seed,)
+
+
+def slider_value(value: float | None) -> float:
+    """How often a LoRA's second part counts; without a value not at all, which is the middle.
+
+    Raises:
+        GeneratorError: the value lies far outside of the range that was trained.
+    """
+    if value is None:
+        return 0.0
+    if not -MOST_SLIDER <= value <= MOST_SLIDER:
+        raise GeneratorError(
+            f"Expected a slider's value from -1 to 1, at most {MOST_SLIDER:g} beyond its middle, got {value:g}: "
+            "outside of what was trained pictures fall apart."
+        )
+    return value
+
+
+def with_slider(part: Part | None) -> Part:
+    """The part that a slider counts. Raises GeneratorError where there is none."""
+    if part is None:
+        raise GeneratorError("Expected a LoRA with a slider, but this one has none.")
+    return part
 
 
 # From one host's layers to the other's

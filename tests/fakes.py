@@ -16,7 +16,10 @@ NOISE = 6  # numbers of noise per sample
 
 
 class FakeGenerator:
-    """image = ½ + ¼ · (W + α/r · B·A)·(z + prompt), unclamped: linear, so that gradients are easy."""
+    """image = ½ + ¼ · (W + α/r · B·A)·(z + prompt), unclamped: linear, so that gradients are easy.
+
+    With a slider at t there is α/r · t · B'·A' besides.
+    """
 
     keeps_graph = False
 
@@ -36,14 +39,23 @@ class FakeGenerator:
     def num_prompts(self):
         return len(self.prompts)
 
-    def add_lora(self, rank, alpha, seed, targets="attention"):
+    def add_lora(self, rank, alpha, seed, targets="attention", slider=False):
         random = torch.Generator().manual_seed(seed)
         self.scale = alpha / rank
         self.a = nn.Parameter(torch.randn(rank, NOISE, generator=random) / rank)
         self.b = nn.Parameter(torch.zeros(len(self.weight), rank))
+        self.slider = None
+        if slider:
+            self.slider = (
+                nn.Parameter(torch.randn(rank, NOISE, generator=random) / rank),
+                nn.Parameter(torch.zeros(len(self.weight), rank)),
+            )
 
     def lora_parameters(self):
-        return {"layer.lora_A": self.a, "layer.lora_B": self.b}
+        if self.slider is None:
+            return {"layer.lora_A": self.a, "layer.lora_B": self.b}
+        a, b = self.slider
+        return {"layer.lora_A": self.a, "layer.lora_B": self.b, "slider.layer.lora_A": a, "slider.layer.lora_B": b}
 
     @contextmanager
     def training(self, in_turns=False):
@@ -56,7 +68,10 @@ class FakeGenerator:
     def _predict(self, draw, scale):
         noise = torch.stack([torch.randn(NOISE, generator=torch.Generator().manual_seed(s)) for s in draw.noise_seeds])
         z = noise + self.shift[list(draw.prompt_indices)]
-        return 0.25 * z @ (self.weight + scale * self.b @ self.a).T
+        change = self.b @ self.a
+        if self.slider is not None:
+            change = change + (draw.sampling.slider or 0.0) * self.slider[1] @ self.slider[0]
+        return 0.25 * z @ (self.weight + scale * change).T
 
     def estimate(self, draw, needs=("image", "prediction")):
         self.draws.append(draw)
@@ -74,12 +89,13 @@ class FakeGenerator:
 
     @torch.no_grad()
     def sample(self, prompt_indices, seeds, num_inference_steps=None, lora_scale=1.0, *, sampling=AS_GENERATOR):
-        draw = Draw(tuple(prompt_indices), tuple(seeds), (0,) * len(seeds))
+        draw = Draw(tuple(prompt_indices), tuple(seeds), (0,) * len(seeds), sampling)
         return self._picture(self._predict(draw, lora_scale * self.scale)).clamp(0, 1)
 
-    def lora_state_dict(self, format="diffusers"):
-        alpha = torch.tensor(self.scale * len(self.a))
-        return {"layer.lora_A": self.a.detach(), "layer.lora_B": self.b.detach(), "layer.alpha": alpha}
+    def lora_state_dict(self, format="diffusers", slider=False):
+        a, b = self.slider if slider else (self.a, self.b)
+        alpha = torch.tensor(self.scale * len(a))
+        return {"layer.lora_A": a.detach(), "layer.lora_B": b.detach(), "layer.alpha": alpha}
 
 
 class FakeCritic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
 from typing import Any
@@ -17,13 +17,34 @@ from torch import Tensor, nn
 
 from ...core.errors import GeneratorError, StopRequested
 from ...core.fingerprint import weights_sha256
-from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
+from ...core.protocols import (
+    AS_GENERATOR,
+    ATTENTION_AND_FEED_FORWARD,
+    SLIDER,
+    Draw,
+    Estimate,
+    ModelInfo,
+    Need,
+    Sampling,
+)
 from ...core.residency import Turns
 from ...core.sizes import ModelSize
 from ...core.streaming import Offload, check_offload
 from .. import rollout
 from ..architectures.layers import splits
-from ..lora import Shapes, check_format, gaussian_weights, read, shapes_of, split, write
+from ..lora import (
+    LoraWeights,
+    Shapes,
+    check_format,
+    gaussian_weights,
+    part_seeds,
+    read,
+    shapes_of,
+    slider_value,
+    split,
+    with_slider,
+    write,
+)
 from .decoder import Decoder
 from .existing import starting_from
 from .gradients import differentiable, leave_inference_mode, recomputed, trainable_through
@@ -122,6 +143,7 @@ class ComfyGenerator:
         self._architecture = known_architecture(self.model.model)
         self._layers = self._target_layers(ATTENTION_AND_FEED_FORWARD)
         self._lora: ComfyLora | None = None
+        self._slider: ComfyLora | None = None  # what a slider counts, beside it
         self._denoisers: dict[tuple[int, ...], Denoiser] | None = None  # by shape, while prepared
         self._turns = Turns({})  # of the session: none where ComfyUI loads the models
         self._info: ModelInfo | None = None
@@ -224,18 +246,25 @@ class ComfyGenerator:
     def _target_layers(self, targets: str) -> dict[str, nn.Module]:
         return target_layers(self._network, self._architecture, targets)
 
-    def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+    def add_lora(
+        self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD, slider: bool = False
+    ) -> None:
         """A fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
 
         Args:
             targets: which layers it changes, see `targets.chosen`.
+            slider: whether there is a second one, which counts as often as `Sampling.slider` says.
 
         Raises:
             GeneratorError: rank or alpha is not positive, or no layer is chosen.
         """
         self._layers = self._target_layers(targets)
+        self._attach(*(gaussian_weights(self._shapes, rank, alpha, own) for own in part_seeds(seed, slider)))
+
+    def _attach(self, weights: LoraWeights, slider: LoraWeights | None = None) -> None:
         with leave_inference_mode():
-            self._lora = ComfyLora(self._layers, gaussian_weights(self._shapes, rank, alpha, seed))
+            self._lora = ComfyLora(self._layers, weights)
+            self._slider = None if slider is None else ComfyLora(self._layers, slider)
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:
         """The LoRA's trainable float32 tensors by names such as "double_blocks.0.img_attn.qkv.lora_A".
@@ -243,23 +272,28 @@ class ComfyGenerator:
         Raises:
             GeneratorError: there is no LoRA.
         """
-        return self._attached().parameters()
+        own, slider = self._attached().parameters(), {} if self._slider is None else self._slider.parameters()
+        return own | {f"{SLIDER}{name}": parameter for name, parameter in slider.items()}
 
     def _attached(self) -> ComfyLora:
         if self._lora is None:
             raise GeneratorError("Expected a LoRA, but there is none. Call add_lora(rank, alpha, seed) first.")
         return self._lora
 
-    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+    def lora_state_dict(self, format: str = "diffusers", slider: bool = False) -> dict[str, Tensor]:
         """Copies of the LoRA's tensors with `.alpha`, float32 on the CPU, so that strength 1.0 is the model as trained.
 
         Args:
             format: "comfyui" for ComfyUI's own key names, "diffusers" for diffusers', which ComfyUI reads as well.
+            slider: the part that a slider counts, instead of the constant one.
 
         Raises:
-            GeneratorError: no LoRA, or a format that this architecture does not have.
+            GeneratorError: no LoRA, or none with a slider, or a format that this architecture does not have.
         """
-        layers = self._attached().weights().layers
+        part = self._attached()
+        if slider:
+            part = with_slider(self._slider)
+        layers = part.weights().layers
         if check_format(format) == "diffusers":
             if self._architecture is None:
                 raise GeneratorError(
@@ -269,16 +303,23 @@ class ComfyGenerator:
             layers = split(layers, splits(self._architecture.blocks, layers, "comfyui"))
         return write(layers, check_format(format), self._architecture)
 
-    def load_lora_state_dict(self, state: Mapping[str, Tensor], targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+    def load_lora_state_dict(
+        self,
+        state: Mapping[str, Tensor],
+        targets: str = ATTENTION_AND_FEED_FORWARD,
+        slider: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Takes up the LoRA that `lora_state_dict("comfyui")` wrote, in place of ours.
+
+        Args:
+            slider: the part that a slider counts, if it has one.
 
         Raises:
             LoraFileError: keys are missing or unexpected, or shapes differ.
         """
         self._layers = self._target_layers(targets)
-        weights = read(state, self._shapes, "comfyui", self._architecture)
-        with leave_inference_mode():
-            self._lora = ComfyLora(self._layers, weights)
+        states = [state] if slider is None else [state, slider]
+        self._attach(*(read(part, self._shapes, "comfyui", self._architecture) for part in states))
 
     @property
     def _shapes(self) -> dict[str, Shapes]:
@@ -301,8 +342,17 @@ class ComfyGenerator:
         with leave_inference_mode():
             return starting_from(self.model, gaussian_weights(self._shapes, rank, alpha, seed), state)
 
-    def _scaled(self, scale: float) -> Any:
-        return nullcontext() if self._lora is None else self._lora.scaled(scale)
+    @contextmanager
+    def _scaled(self, scale: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in (self._lora, self._slider):
+                if part is not None:
+                    stack.enter_context(part.scaled(scale))
+            yield
+
+    def _slide(self, value: float | None) -> None:
+        if self._slider is not None:
+            self._slider.count(slider_value(value))
 
     # Borrowing the user's models
 
@@ -340,8 +390,9 @@ class ComfyGenerator:
             checkpointing = self._checkpointing or parts is not None
             trained = [*self._layers.values()] if self._lora is not None else []
             stack.enter_context(differentiable(self._network, checkpointing, trained, parts))
-            if self._lora is not None:
-                stack.enter_context(self._lora.injected())
+            for part in (self._lora, self._slider):
+                if part is not None:
+                    stack.enter_context(part.injected())
             if visits is not None:  # last, so that what comes and goes holds all of that
                 stack.enter_context(visits.turns.taking() if in_turns else visits.both())
             self._denoisers, self._turns = {}, Turns({}) if visits is None else visits.turns
@@ -396,6 +447,7 @@ class ComfyGenerator:
         """
         denoiser = self._denoiser(self._shape)
         self._check_draw(draw)
+        self._slide(draw.sampling.slider)
         denoiser = denoiser.decoding_by(self._recomputed_in_turns(self._decode_for_gradient))
         return rollout.estimate(denoiser, draw, needs, self._scaled)
 
@@ -425,6 +477,7 @@ class ComfyGenerator:
             prompt_indices, seeds, sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         )
         moved = self._offload or self.loaded_with is None
+        self._slide(sampling.slider)
         with self._prepared(moved, True, grad=False, shape=shape), torch.no_grad(), self._scaled(lora_scale):
             return rollout.sample(self._denoiser(shape), prompt_indices, seeds)
 

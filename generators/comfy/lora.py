@@ -70,7 +70,7 @@ class ComfyLora:
     """The trainable LoRA of one diffusion model, applied only while `injected`."""
 
     def __init__(self, layers: Mapping[str, nn.Module], weights: LoraWeights) -> None:
-        self.rank, self.alpha = weights.rank, weights.alpha
+        self.rank, self.alpha, self._strength = weights.rank, weights.alpha, 1.0
         self._layers = layers
         device = comfy.model_management.get_torch_device()  # from the start: an optimiser's state must lie there, too
         with torch.inference_mode(False):
@@ -95,7 +95,7 @@ class ComfyLora:
     def injected(self) -> Iterator[None]:
         """While entered, the layers' outputs hold the LoRA's; afterwards each layer's attributes are as before."""
         before = {name: layer.__dict__.get("forward") for name, layer in self._layers.items()}
-        hooks = [BypassForwardHook(layer, self._adapters[name]) for name, layer in self._layers.items()]
+        hooks = [BypassForwardHook(layer, self._adapters[name], self._strength) for name, layer in self._layers.items()]
         try:
             for hook in hooks:
                 hook.inject()
@@ -106,14 +106,20 @@ class ComfyLora:
                 if before[name] is not None:
                     layer.__dict__["forward"] = before[name]
 
+    def count(self, times: float) -> None:
+        """From now on the LoRA counts so many times, also in backward passes that run layers again."""
+        self._strength = times
+        self._set(times)
+
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """While entered, the LoRA counts `scale` times; at 0 it is skipped, which leaves the exact base model."""
-        before = {name: getattr(adapter, "multiplier", 1.0) for name, adapter in self._adapters.items()}
         try:
-            for adapter in self._adapters.values():
-                adapter.multiplier = scale
+            self._set(scale * self._strength)
             yield
         finally:
-            for name, adapter in self._adapters.items():
-                adapter.multiplier = before[name]
+            self._set(self._strength)
+
+    def _set(self, strength: float) -> None:
+        for adapter in self._adapters.values():
+            adapter.multiplier = strength

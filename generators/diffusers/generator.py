@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from math import prod
@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from ...core.errors import GeneratorError
 from ...core.fingerprint import weights_sha256
-from ...core.protocols import AS_GENERATOR, ATTENTION_AND_FEED_FORWARD, Draw, Estimate, ModelInfo, Need, Sampling
+from ...core.protocols import (
+    AS_GENERATOR,
+    ATTENTION_AND_FEED_FORWARD,
+    SLIDER,
+    Draw,
+    Estimate,
+    ModelInfo,
+    Need,
+    Sampling,
+)
 from ...core.quantization import quantization_of
 from ...core.residency import Turns, visiting
 from ...core.sizes import ModelSize
@@ -24,12 +33,25 @@ from ...core.streaming import Offload, Stream
 from .. import rollout
 from ..architectures.architecture import Architecture, Config, Parts, Size
 from ..architectures.layers import Split, splits
-from ..lora import LoraWeights, Shapes, check_format, fused, gaussian_weights, is_grouped, read, shapes_of, write
+from ..lora import (
+    LoraWeights,
+    Shapes,
+    check_format,
+    fused,
+    gaussian_weights,
+    is_grouped,
+    part_seeds,
+    read,
+    shapes_of,
+    slider_value,
+    with_slider,
+    write,
+)
 from ..settings import GeneratorSettings, check_positive
 from ..targets import chosen
 from .compiling import compile_blocks
 from .denoising import DECODER, NETWORK, TINY_DECODER, EncodedPrompts, PipelineDenoiser, decoding_parts
-from .peft_lora import AttachedLora
+from .peft_lora import SLIDER_ADAPTER, AttachedLora
 from .sizes import decoder_size, network_size
 from .tiny_decoder import fitted
 
@@ -81,6 +103,7 @@ class DiffusersGenerator:
         self._name = name
         self._info: ModelInfo | None = None
         self._lora: AttachedLora | None = None
+        self._slider: AttachedLora | None = None  # what a slider counts, beside it
         self._steps = settings.num_inference_steps or architecture.steps(self._parts.config)
         self._height, self._width = settings.height or DEFAULT_SIZE, settings.width or DEFAULT_SIZE
         self._size(Sampling())
@@ -96,9 +119,8 @@ class DiffusersGenerator:
         home = torch.device("cpu") if offload else self.device
         for part in self._models():
             part.to(home)
-        if self._lora is not None:  # computes where the network does
-            for parameter in self._lora.parameters().values():
-                parameter.data = parameter.data.to(self.device)
+        for parameter in self._trained().values():  # computes where the network does
+            parameter.data = parameter.data.to(self.device)
         self._arranged(offload, gradient_checkpointing)
 
     def _arranged(self, offload: Offload, gradient_checkpointing: bool) -> None:
@@ -197,27 +219,35 @@ class DiffusersGenerator:
         names = [name for name, _ in self.network.named_modules()]
         return list(splits(self.architecture.blocks, names, "diffusers"))
 
-    def add_lora(self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+    def add_lora(
+        self, rank: int, alpha: float, seed: int, targets: str = ATTENTION_AND_FEED_FORWARD, slider: bool = False
+    ) -> None:
         """Attaches a fresh LoRA, Gaussian A from `seed` and zero B, in place of any other of ours.
 
         Args:
             targets: see `targets.chosen`.
+            slider: whether there is a second one, which counts as often as `Sampling.slider` says.
 
         Raises:
             GeneratorError: rank or alpha is not positive, no layer is chosen, or the user has fused another LoRA.
         """
-        self._attach(gaussian_weights(self._lora_shapes(targets), rank, alpha, seed))
+        shapes = self._lora_shapes(targets)
+        parts = [gaussian_weights(shapes, rank, alpha, own) for own in part_seeds(seed, slider)]
+        self._attach(*parts)
 
-    def _attach(self, weights: LoraWeights) -> None:
+    def _attach(self, weights: LoraWeights, slider: LoraWeights | None = None) -> None:
         self.remove_lora()
         with self._here():  # PEFT puts the LoRA where it finds the weights
             self._lora = AttachedLora(self.network, weights)
+            if slider is not None:
+                self._slider = AttachedLora(self.network, slider, SLIDER_ADAPTER)
 
     def remove_lora(self) -> None:
         """Gives back the base model; nothing happens if no LoRA of ours is attached."""
-        if self._lora is not None:
-            self._lora.remove()
-            self._lora = None
+        for part in (self._slider, self._lora):
+            if part is not None:
+                part.remove()
+        self._slider = self._lora = None
 
     def _attached(self) -> AttachedLora:
         if self._lora is None:
@@ -230,34 +260,63 @@ class DiffusersGenerator:
         Raises:
             GeneratorError: no LoRA is attached.
         """
-        return self._attached().parameters()
+        self._attached()
+        return self._trained()
 
-    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+    def _trained(self) -> dict[str, nn.Parameter]:
+        own = {} if self._lora is None else self._lora.parameters()
+        counted = {} if self._slider is None else self._slider.parameters()
+        return own | {f"{SLIDER}{name}": parameter for name, parameter in counted.items()}
+
+    def lora_state_dict(self, format: str = "diffusers", slider: bool = False) -> dict[str, Tensor]:
         """Copies of the LoRA's tensors with `.alpha`, float32 on the CPU, so that strength 1.0 is the model as trained.
 
         Args:
             format: "diffusers" for `load_lora_weights` and recent ComfyUI, "comfyui" for the native, fused names. Where
                 diffusers reads no `.alpha`, B is scaled instead.
+            slider: the part that a slider counts, instead of the constant one.
 
         Raises:
-            GeneratorError: another format, or no LoRA is attached.
+            GeneratorError: another format, or no LoRA is attached, or none with a slider.
             LoraFileError: a layer has no name in ComfyUI.
         """
-        layers = self._attached().weights().layers
+        part = self._attached()
+        if slider:
+            part = with_slider(self._slider)
+        layers = part.weights().layers
         if check_format(format) == "comfyui":
             layers = fused(layers, self._splits())
         return write(layers, check_format(format), self.architecture)
 
-    def load_lora_state_dict(self, state: Mapping[str, Tensor], targets: str = ATTENTION_AND_FEED_FORWARD) -> None:
+    def load_lora_state_dict(
+        self,
+        state: Mapping[str, Tensor],
+        targets: str = ATTENTION_AND_FEED_FORWARD,
+        slider: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Attaches the LoRA that `lora_state_dict("diffusers")` wrote, with the rank and alpha in it, in place of ours.
+
+        Args:
+            slider: the part that a slider counts, if it has one.
 
         Raises:
             LoraFileError: keys are missing or unexpected, or shapes differ; the attached LoRA is then untouched.
         """
-        self._attach(read(state, self._lora_shapes(targets), "diffusers", self.architecture))
+        shapes = self._lora_shapes(targets)
+        states = [state] if slider is None else [state, slider]
+        self._attach(*(read(part, shapes, "diffusers", self.architecture) for part in states))
 
-    def _scaled(self, scale: float) -> AbstractContextManager[None]:
-        return nullcontext() if self._lora is None or scale == 1 else self._lora.scaled(scale)
+    @contextmanager
+    def _scaled(self, scale: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in (self._lora, self._slider):
+                if part is not None and scale != 1:
+                    stack.enter_context(part.scaled(scale))
+            yield
+
+    def _slide(self, value: float | None) -> None:
+        if self._slider is not None:
+            self._slider.count(slider_value(value))
 
     @contextmanager
     def training(self, in_turns: bool = False) -> Iterator[DiffusersGenerator]:
@@ -273,7 +332,7 @@ class DiffusersGenerator:
     @contextmanager
     def _frozen(self) -> Iterator[None]:
         """While entered, only our LoRA requires gradients, and all else may visit the device."""
-        ours = {id(parameter) for parameter in (self._lora.parameters().values() if self._lora else ())}
+        ours = {id(parameter) for parameter in self._trained().values()}
         models = [model for model in (self.network, self.vae, self.tiny_decoder) if model is not None]
         parameters = chain.from_iterable(model.parameters() for model in models)
         frozen = [p for p in parameters if p.requires_grad and id(p) not in ours]
@@ -308,6 +367,7 @@ class DiffusersGenerator:
         """
         denoiser = self._denoiser(draw.prompt_indices, draw.noise_seeds, draw.sampling, tiny_decoder=self.tiny_decoder)
         rollout.check_point(draw, len(denoiser.sigmas) - 1)
+        self._slide(draw.sampling.slider)
         return rollout.estimate(denoiser, draw, needs, self._scaled)
 
     @torch.no_grad()
@@ -338,6 +398,7 @@ class DiffusersGenerator:
         """
         denoiser = self._denoiser(prompt_indices, seeds, sampling, num_inference_steps)
         here = nullcontext() if self._turns.entered else self._here()
+        self._slide(sampling.slider)
         with self._frozen(), here, self._scaled(lora_scale):
             return rollout.sample(denoiser, prompt_indices, seeds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from ...core.errors import GeneratorError
 from ..lora import LoraWeights
 from ..widening import WideningLinear
 
-ADAPTER = "dual_process"
+ADAPTER, SLIDER_ADAPTER = "dual_process", "dual_process_slider"
 
 
 class AttachedLora:
@@ -25,16 +26,16 @@ class AttachedLora:
         GeneratorError: another adapter is fused into a layer, where PEFT would silently skip ours.
     """
 
-    def __init__(self, model: Any, weights: LoraWeights) -> None:
-        self.model = model
+    def __init__(self, model: Any, weights: LoraWeights, adapter: str = ADAPTER) -> None:
+        self.model, self.adapter, self._strength = model, adapter, 1.0
         self.rank, self.alpha = weights.rank, weights.alpha
         self._before = _adapter_states(model)
-        _inject(model, weights, self._before)
+        _inject(model, weights, self._before, adapter)
         self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
         for name, layer in _tuner_layers(model):
             active, disabled = self._before.get(name, ((), False))
             if name in self._layers:
-                _activate(layer, (*(() if disabled else active), ADAPTER))
+                _activate(layer, (*(() if disabled else active), adapter))
             else:
                 _activate(layer, active, disabled)
         with torch.no_grad():
@@ -47,7 +48,7 @@ class AttachedLora:
             self._matrix(name, "lora_B").copy_(up)
 
     def _matrix(self, name: str, part: str) -> nn.Parameter:
-        return getattr(self._layers[name], part)[ADAPTER].weight
+        return getattr(self._layers[name], part)[self.adapter].weight
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Trainable float32 tensors, "<module>.lora_A" [rank, in] and "<module>.lora_B" [out, rank]."""
@@ -58,16 +59,24 @@ class AttachedLora:
         matrices = {name: (self._matrix(name, "lora_A"), self._matrix(name, "lora_B")) for name in self._layers}
         return LoraWeights(matrices, self.rank, self.alpha)
 
+    def count(self, times: float) -> None:
+        """From now on the LoRA counts so many times, also in backward passes that run layers again."""
+        if times != self._strength:
+            self._strength = times
+            self._set(times)
+
     @contextmanager
     def scaled(self, scale: float) -> Iterator[None]:
         """While entered, the LoRA counts `scale` times; at 0 it is skipped, which leaves the exact base model."""
         try:
-            for layer in self._layers.values():
-                _set_strength(layer, scale)
+            self._set(scale * self._strength)
             yield
         finally:
-            for layer in self._layers.values():
-                _set_strength(layer, 1.0)
+            self._set(self._strength)
+
+    def _set(self, strength: float) -> None:
+        for layer in self._layers.values():
+            _set_strength(layer, strength, self.adapter)
 
     def remove(self) -> None:
         """Takes the LoRA out of the model; layers that PEFT wrapped for us become plain layers again."""
@@ -76,19 +85,20 @@ class AttachedLora:
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, layer.get_base_layer())
                 continue
-            _activate(layer, [a for a in layer.active_adapters if a != ADAPTER])
-            _keep_flags(layer, lambda layer=layer: layer.delete_adapter(ADAPTER))
-        self.model.delete_adapters(ADAPTER)
+            _activate(layer, [a for a in layer.active_adapters if a != self.adapter])
+            _keep_flags(layer, lambda layer=layer: layer.delete_adapter(self.adapter))
+        self.model.delete_adapters(self.adapter)
         if not self._before:
             self.model._hf_peft_config_loaded = False
         for name, layer in _tuner_layers(self.model):
             _activate(layer, *self._before[name])
 
 
-def _inject(model: Any, weights: LoraWeights, known: Collection[str]) -> None:
+def _inject(model: Any, weights: LoraWeights, known: Collection[str], adapter: str) -> None:
     """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were.
 
-    Layers that PEFT had wrapped before, `known` by their names, cast their inputs for the user's adapters as they did.
+    Layers that PEFT had wrapped before, `known` by their names, cast their inputs for the user's adapters as they did,
+    unless it was for a LoRA of ours.
     """
     config = LoraConfig(
         r=weights.rank,
@@ -97,22 +107,24 @@ def _inject(model: Any, weights: LoraWeights, known: Collection[str]) -> None:
         target_modules=list(weights.matrices),
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        _keep_flags(model, lambda: model.add_adapter(config, adapter_name=ADAPTER))
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # ours, or the user's: it is meant so
+        _keep_flags(model, lambda: model.add_adapter(config, adapter_name=adapter))
     for name in weights.matrices:
         layer: Any = model.get_submodule(name)
         for part in (layer.lora_A, layer.lora_B):
-            part[ADAPTER].to(torch.float32).requires_grad_(True)
-        if isinstance(layer.lora_A[ADAPTER], nn.Linear) and name not in known:
-            _keep_narrow_inputs(layer)
+            part[adapter].to(torch.float32).requires_grad_(True)
+        narrow = name not in known or not layer.cast_input_dtype_enabled
+        if isinstance(layer.lora_A[adapter], nn.Linear) and narrow:
+            _keep_narrow_inputs(layer, adapter)
 
 
-def _keep_narrow_inputs(layer: Any) -> None:
+def _keep_narrow_inputs(layer: Any, adapter: str) -> None:
     """PEFT would keep a float32 copy of each layer's input for the backward pass."""
-    plain = layer.lora_A[ADAPTER]
+    plain = layer.lora_A[adapter]
     with torch.device("meta"):
-        layer.lora_A[ADAPTER] = WideningLinear(plain.in_features, plain.out_features, bias=False)
-    layer.lora_A[ADAPTER].weight = plain.weight
+        layer.lora_A[adapter] = WideningLinear(plain.in_features, plain.out_features, bias=False)
+    layer.lora_A[adapter].weight = plain.weight
     layer.cast_input_dtype_enabled = False
 
 
@@ -149,7 +161,7 @@ def _activate(layer: Any, adapters: Sequence[str], disabled: bool = False) -> No
     _keep_flags(layer, action)
 
 
-def _set_strength(layer: Any, scale: float) -> None:
-    others = [adapter for adapter in layer.active_adapters if adapter != ADAPTER]
-    _activate(layer, others if scale == 0 else [*others, ADAPTER])
-    layer.set_scale(ADAPTER, scale)
+def _set_strength(layer: Any, scale: float, adapter: str) -> None:
+    others = [other for other in layer.active_adapters if other != adapter]
+    _activate(layer, others if scale == 0 else [*others, adapter])
+    layer.set_scale(adapter, scale)
