@@ -8,7 +8,8 @@ from .kinds.line_weight import LineWeight, line_weight
 from .kinds.palette import PaletteStrip, colors_of, palette
 from .layer import KINDS, Layer
 from .parameters import parse_color
-from .stack import Overlay, build, composite
+from .ranges import Range, between, build
+from .stack import Overlay, composite
 
 __all__ = [
     "KINDS",
@@ -21,8 +22,10 @@ __all__ = [
     "Note",
     "Overlay",
     "PaletteStrip",
+    "Range",
     "Region",
     "Stroke",
+    "between",
     "build",
     "colors_of",
     "composite",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -38,6 +38,15 @@ class Layer(Protocol):
 
         Asked without the overlay; the wanted answer is Yes.
         """
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A layer whose control is one number with a unit."""
+
+    def describe(self) -> str:
+        """What it is, for people, such as "horizon at 45 %"."""
         ...
 
 

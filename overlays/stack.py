@@ -24,6 +24,8 @@ class Overlay:
 
     def __add__(self, other: Overlay) -> Overlay:
         """This overlay with another drawn on top of it."""
+        if not isinstance(other, Overlay):
+            return NotImplemented  # a range knows what to do
         return Overlay(self.layers + other.layers)
 
     def apply(self, images: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class Overlay:
         return tuple(dict.fromkeys(text for layer in self.layers for text in layer.guards()))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Plain data that `build` takes back: one mapping a layer."""
+        """Plain data that `build_stack` takes back: one mapping a layer."""
         return [write_layer(layer) for layer in self.layers]
 
 
@@ -62,8 +64,8 @@ def composite(images: Tensor, rgba: Tensor) -> Tensor:
     return torch.lerp(images, rgba[:3].expand_as(images), rgba[3:].expand_as(images))
 
 
-def build(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
-    """Builds an overlay from plain data: one layer's mapping or a list of them, each with `kind` and its parameters.
+def build_stack(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Overlay:
+    """An overlay from plain data without ranges; see `ranges.build`.
 
     Raises:
         OverlayError: an unknown kind, a missing, unknown or wrong parameter.

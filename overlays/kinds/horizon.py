@@ -55,6 +55,9 @@ class HorizonLine:
             f"Does the horizon of the scene lie along the overlaid {line}?",
         )
 
+    def describe(self) -> str:
+        return f"horizon at {100 * self.position:.3g} %"
+
     def guards(self) -> tuple[str, ...]:
         return (f"Is the image free of any {color_name(self.color)} line drawn across it?",)
 

@@ -74,6 +74,9 @@ class LineWeight:
             return texts
         return tuple(f"Ignoring the line color, {text[0].lower()}{text[1:]}" for text in texts)
 
+    def describe(self) -> str:
+        return f"lines of {100 * self.thickness:.2g} % of the height"
+
     def guards(self) -> tuple[str, ...]:
         return ("Is the line in the drawing black?",)
 
