@@ -31,17 +31,21 @@ def convert(
     to: Annotated[LoraFormat, typer.Option(help="Whose key names to write.")],
     output: Annotated[Path | None, typer.Option(help="The new file; by default beside the old one.")] = None,
 ) -> None:
-    """Writes a LoRA under another tool's key names; its numbers and metadata stay."""
+    """Writes a LoRA under another tool's key names, of one with a slider both files; numbers and metadata stay."""
     with clear_errors():
         from ..core.tensor_file import read_tensors, write_tensors
+        from ..distillation.slider import slider_path
         from ..generators.interchange import architecture_of, converted
 
         target = output or file.with_name(f"{file.stem}.{to.value}.safetensors")
-        if target.exists():
-            raise LoraFileError(f"{target} is there already. Choose another name with --output.")
-        tensors, metadata = read_tensors(file)
-        write_tensors(target, converted(tensors, to.value, architecture_of(metadata)), metadata)
-        console.print(f"Wrote {target}", soft_wrap=True)
+        pairs = {file: target, slider_path(file): slider_path(target)}
+        found = {source: target for source, target in pairs.items() if source == file or source.is_file()}
+        if there := [target for target in found.values() if target.exists()]:
+            raise LoraFileError(f"{there[0]} is there already. Choose another name with --output.")
+        for source, target in found.items():
+            tensors, metadata = read_tensors(source)
+            write_tensors(target, converted(tensors, to.value, architecture_of(metadata)), metadata)
+            console.print(f"Wrote {target}", soft_wrap=True)
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="A LoRA, a safetensors file.")]) -> None:

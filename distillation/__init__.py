@@ -24,6 +24,7 @@ from .result import (
     StepReport,
 )
 from .run import Run
+from .slider import SliderLora, read_slider, slider_path
 from .wordings import guard_questions, overlay_questions
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "RecipeError",
     "Run",
     "Sampling",
+    "SliderLora",
     "StepReport",
     "StopRequested",
     "distill",
@@ -60,4 +62,6 @@ __all__ = [
     "keep_questions",
     "overlay_questions",
     "preset_for",
+    "read_slider",
+    "slider_path",
 ]

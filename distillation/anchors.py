@@ -6,18 +6,20 @@ there is nothing to resist, so that is where the penalty "anchors" holds it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ..core.errors import StopRequested
-from ..core.protocols import Critic, Draw, Generator
+from ..core.protocols import Critic, Draw, Generator, slider_values
 from .asking import Samples, score
 from .recipe import Recipe
 
 POOL_STREAM, CHOICE_STREAM = 1, 2  # set these draws apart from those of the judged samples
+SLIDER_VALUES = slider_values(9)  # of a slider, each with anchors of its own
 OnAnchor = Callable[[int, int], None]  # pictures made, pictures of the pool
 
 
@@ -28,6 +30,7 @@ class Anchor:
     prompt_index: int
     noise_seed: int
     p_answer: float
+    slider: float | None = None  # the value at which it is right, of a control that follows a slider
 
 
 def find_anchors(
@@ -45,7 +48,11 @@ def find_anchors(
     Raises:
         StopRequested: `should_stop` said so.
     """
-    questions = [q for q in recipe.questions if not q.is_as_before]
+    asked = [q for q in recipe.questions if not q.is_as_before]
+    values = SLIDER_VALUES if any(q.follows_slider for q in asked) else (None,)
+    fixed = [q for q in asked if not q.follows_slider]
+    moving = [[q.at(value) for q in asked if q.follows_slider] for value in values]
+    questions = [*fixed, *itertools.chain.from_iterable(moving)]
     candidates = pool(recipe, num_prompts)
     rated: list[Anchor] = []
     for first in range(0, len(candidates), recipe.batch_size):
@@ -53,12 +60,14 @@ def find_anchors(
             raise StopRequested
         prompts, seeds = zip(*candidates[first : first + recipe.batch_size], strict=True)
         images = generator.sample(prompts, seeds, lora_scale=0.0, sampling=recipe.sampling)
-        scores = score(critics, Samples(images, prompts, generator.prompts), questions)
-        lowest = scores.nan_to_num(nan=torch.inf).amin(dim=1).exp().tolist()
-        rated += [Anchor(*row) for row in zip(prompts, seeds, lowest, strict=True)]
+        scores = score(critics, Samples(images, prompts, generator.prompts), questions).nan_to_num(nan=torch.inf)
+        always, *by_value = scores.split([len(fixed), *map(len, moving)], dim=1)
+        for value, own in zip(values, by_value, strict=True):
+            lowest = torch.cat([always, own], dim=1).amin(dim=1).exp().tolist()
+            rated += [Anchor(*row, value) for row in zip(prompts, seeds, lowest, strict=True)]
         if on_anchor is not None:
-            on_anchor(len(rated), len(candidates))
-    return choose(rated, recipe)
+            on_anchor(first + len(prompts), len(candidates))
+    return tuple(anchor for value in values for anchor in choose([a for a in rated if a.slider == value], recipe))
 
 
 def pool(recipe: Recipe, num_prompts: int) -> list[tuple[int, int]]:
@@ -76,10 +85,22 @@ def choose(rated: Sequence[Anchor], recipe: Recipe) -> tuple[Anchor, ...]:
     return tuple(best[: max(right, recipe.anchors.least)])
 
 
+def nearest_value(slider: float) -> float:
+    """The value out of those with anchors that is nearest to the slider's."""
+    return min(SLIDER_VALUES, key=lambda value: abs(value - slider))
+
+
 def draw_anchors(
     recipe: Recipe, step: int, first_sample: int, anchors: Sequence[Anchor], judged: Draw, num_inference_steps: int
 ) -> Draw:
-    """An anchor for each judged sample of a batch, at its noise level or a random one."""
+    """An anchor for each judged sample of a batch, at its noise level or a random one.
+
+    Those of a slider are of the value that is nearest to the batch's.
+    """
+    value = judged.sampling.slider
+    if value is not None:
+        value = nearest_value(value)
+        anchors = [anchor for anchor in anchors if anchor.slider == value]
     chosen, sampler_steps, times = [], [], []
     for sample in range(recipe.batch_size):
         random = np.random.default_rng([recipe.seed, step, first_sample + sample, CHOICE_STREAM])
@@ -92,7 +113,7 @@ def draw_anchors(
         prompt_indices=tuple(a.prompt_index for a in chosen),
         noise_seeds=tuple(a.noise_seed for a in chosen),
         sampler_steps=judged.sampler_steps if same else tuple(sampler_steps),
-        sampling=judged.sampling,
+        sampling=replace(judged.sampling, slider=value),
         renoise_times=judged.renoise_times if same or not renoise else tuple(times),
         renoise_seeds=judged.renoise_seeds,
         base_trajectory=True,

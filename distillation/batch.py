@@ -54,7 +54,7 @@ def learn_from(
         estimate = generator.estimate(draw, {"image"} if twice else needs)
         base = _base_samples(generator, questions, draw)
     image = estimate.get("image")
-    preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices)
+    preview = Preview(image.detach().clamp(0, 1), draw.prompt_indices, draw.sampling.slider)
     if not torch.isfinite(image).all():
         unknown = torch.full((len(image), len(questions)), torch.nan)
         return Batch(math.nan, unknown, dict.fromkeys(recipe.penalties, 0.0), preview)

@@ -5,16 +5,40 @@ So do the wordings of questions, from (seed, step, question).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..core.protocols import Draw
 from .question import Question
 from .recipe import SAMPLED, Recipe
+from .slider import follows_slider
 
-WORDING_STREAM = 3  # sets these draws apart from those of samples and anchors
+WORDING_STREAM, SLIDER_STREAM = 3, 4  # set these draws apart from those of samples and anchors
+BEYOND = 1.1  # values are drawn a little beyond the ends, and count as the ends
 
 
-def draw_batch(recipe: Recipe, step: int, first_sample: int, num_prompts: int, num_inference_steps: int) -> Draw:
+def draw_slider(recipe: Recipe, step: int, batch: int) -> float | None:
+    """The slider's value for one of a step's batches, −1 … 1, if a question follows one.
+
+    The batches of a step share the range out among them.
+    """
+    if not follows_slider(recipe):
+        return None
+    random = np.random.default_rng([recipe.seed, step, 0, SLIDER_STREAM])
+    count = recipe.gradient_accumulation
+    places = (random.permutation(count) + random.random(count)) / count
+    return float(np.clip(BEYOND * (2 * places[batch] - 1), -1, 1))
+
+
+def draw_batch(
+    recipe: Recipe,
+    step: int,
+    first_sample: int,
+    num_prompts: int,
+    num_inference_steps: int,
+    slider: float | None = None,
+) -> Draw:
     """The samples `first_sample` … + batch_size − 1 of a step.
 
     Since no generator is carried from one draw to the next, resuming, accumulating and spreading samples over
@@ -33,7 +57,7 @@ def draw_batch(recipe: Recipe, step: int, first_sample: int, num_prompts: int, n
         prompt_indices=tuple(prompts),
         noise_seeds=tuple(seeds),
         sampler_steps=tuple(steps),
-        sampling=recipe.sampling,
+        sampling=replace(recipe.sampling, slider=slider),
         renoise_times=tuple(times) if renoise else None,
         renoise_seeds=tuple(renoise_seeds) if renoise else None,
     )

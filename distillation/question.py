@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..core.errors import RecipeError
-from ..core.protocols import Overlay
+from ..core.protocols import Overlay, RangedOverlay
 from .checks import check, check_number, is_list
 
 CONTROL, KEEP = "control", "keep"  # roles of a question
@@ -87,9 +87,19 @@ class Question:
         """This question in one of its wordings alone."""
         return replace(self, text=text, paraphrases=())
 
+    def at(self, slider: float | None) -> Question:
+        """This question at a value of the slider, if its overlay follows one."""
+        if slider is None or not isinstance(self.overlay, RangedOverlay):
+            return self
+        return replace(self, overlay=self.overlay.at(slider))
+
     @property
     def is_as_before(self) -> bool:
         return self.answer == AS_BEFORE
+
+    @property
+    def follows_slider(self) -> bool:
+        return isinstance(self.overlay, RangedOverlay)
 
     def is_for(self, prompt_index: int) -> bool:
         return self.prompts is None or prompt_index in self.prompts

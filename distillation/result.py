@@ -18,6 +18,7 @@ from ..core.protocols import Generator, ModelInfo
 from ..core.tensor_file import write_tensors
 from .checkpoint import LORA, Checkpoint
 from .recipe import Recipe
+from .slider import follows_slider, slider_metadata, write_slider
 
 VERSION = "0.3.0"
 
@@ -50,6 +51,7 @@ class Preview:
 
     image: Tensor  # [B, 3, H, W] in [0, 1], on the generator's device
     prompt_indices: tuple[int, ...]
+    slider: float | None = None  # the value that it was made at
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ class DistillationResult:
                 parameter.copy_(checkpoint.tensors[LORA + name])
         return replace(self, history=self.history[: checkpoint.steps], checkpoint=checkpoint)
 
-    def lora_state_dict(self, format: str = "diffusers") -> dict[str, Tensor]:
+    @property
+    def follows_slider(self) -> bool:
+        """Whether the LoRA has a second part, which a slider counts."""
+        return follows_slider(self.recipe)
+
+    def lora_state_dict(self, format: str = "diffusers", slider: bool = False) -> dict[str, Tensor]:
         """The LoRA as it was when training ended, see `Generator.lora_state_dict`.
 
         Raises:
@@ -91,7 +98,7 @@ class DistillationResult:
                 "The generator has been given another LoRA since this one was trained. Save each result before the "
                 "next run; this one's checkpoint can still be saved and resumed from."
             )
-        return self.generator.lora_state_dict(format)
+        return self.generator.lora_state_dict(format, **({"slider": True} if slider else {}))
 
     def save(
         self,
@@ -102,6 +109,8 @@ class DistillationResult:
     ) -> Path:
         """Writes the LoRA as safetensors with `.alpha` and full metadata; atomic.
 
+        What a slider counts is a file of its own beside it, see `slider.slider_path`.
+
         Args:
             path: the file; its folder is made if need be.
             format: "diffusers" (read by diffusers and ComfyUI) or "comfyui" (ComfyUI's own fused names).
@@ -111,7 +120,11 @@ class DistillationResult:
         Raises:
             LoraFileError: the file cannot be written, or the generator has been given another LoRA since.
         """
-        return write_tensors(path, self.lora_state_dict(format), self.metadata(title or Path(path).stem, verdict))
+        constant, title = self.lora_state_dict(format), title or Path(path).stem
+        metadata = self.metadata(title, verdict)
+        if self.follows_slider:
+            return write_slider(path, constant, self.lora_state_dict(format, slider=True), metadata)
+        return write_tensors(path, constant, metadata)
 
     def save_checkpoint(self, path: str | Path) -> Path:
         """Writes what `distill(..., resume_from=path)` needs to go on as if nothing had happened."""
@@ -156,6 +169,7 @@ class DistillationResult:
             "dual_process.base_model": json.dumps(base.to_dict()),
             "dual_process.critics": json.dumps({name: info.to_dict() for name, info in self.critics.items()}),
             "dual_process.history": json.dumps(self.history_summary()),
+            **slider_metadata(self.recipe),
             **({} if verdict is None else {"dual_process.verdict": json.dumps(verdict)}),
             **({"dual_process.anchors": self.checkpoint.metadata["anchors"]} if self.checkpoint.anchors else {}),
         }

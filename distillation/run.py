@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RecipeError, StopRequested
-from ..core.protocols import Critic, Generator
+from ..core.protocols import SLIDER, Critic, Generator
 from .anchors import Anchor, OnAnchor, draw_anchors, find_anchors
 from .asking import check_questions
 from .batch import Batch, learn_from, needs_of
 from .checkpoint import Checkpoint
-from .draws import draw_batch, draw_questions
+from .draws import draw_batch, draw_questions, draw_slider
 from .penalties import ANCHORS
 from .recipe import Recipe
 from .result import (
@@ -30,6 +30,7 @@ from .result import (
     StepReport,
     mean_probability,
 )
+from .slider import follows_slider
 
 ShouldStop = Callable[[], bool]
 
@@ -65,10 +66,11 @@ class Run:
         self._num_prompts = _check_prompts(generator, recipe)
         check_questions(recipe.questions, self.critics, self._num_prompts, generator.prompts)
 
-        generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed, recipe.lora_targets)
+        slider = {"slider": True} if follows_slider(recipe) else {}
+        generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed, recipe.lora_targets, **slider)
         self._parameters = generator.lora_parameters()
         if initial_lora is not None:
-            _start_from(initial_lora, self._parameters)
+            _start_from(initial_lora, {n: p for n, p in self._parameters.items() if not n.startswith(SLIDER)})
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), lr=recipe.learning_rate, betas=(0.9, recipe.adam_beta2), weight_decay=0.0
         )
@@ -162,9 +164,10 @@ class Run:
         recipe = self.recipe
         steps = recipe.num_inference_steps or self.generator.num_inference_steps
         first = micro * recipe.batch_size
-        draw = draw_batch(recipe, step, first, self._num_prompts, steps)
+        slider = draw_slider(recipe, step, micro)
+        draw = draw_batch(recipe, step, first, self._num_prompts, steps, slider)
         beside = draw_anchors(recipe, step, first, self.anchors, draw, steps) if self.anchors else None
-        questions = draw_questions(recipe, step)
+        questions = [question.at(slider) for question in draw_questions(recipe, step)]
         return learn_from(self.generator, self.critics, recipe, questions, draw, beside, self._take_turns)
 
     def snapshot(self) -> Checkpoint:

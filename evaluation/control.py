@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distillation import Critic, Generator, Question, Recipe
+from ..distillation import Critic, Generator, Question, Recipe, Sampling
 from .fidelity import Truth, against_base, against_truth
 from .measures import psnr
 
@@ -151,12 +151,15 @@ def make_pairs(control: Control, count: int, draw_noise: Callable[[Sequence[int]
     return Pairs(indices, tuple(control.prompts[i] for i in indices), seeds, draw_noise(seeds))
 
 
-def sample_pairs(generator: Generator, pairs: Pairs, lora_scale: float, batch: int = 16) -> Tensor:
-    """The pictures of the pairs, [B, 3, H, W]."""
-    parts = [
-        generator.sample(pairs.indices[i : i + batch], pairs.seeds[i : i + batch], lora_scale=lora_scale)
-        for i in range(0, len(pairs), batch)
-    ]
+def sample_pairs(
+    generator: Generator, pairs: Pairs, lora_scale: float, batch: int = 16, slider: float | None = None
+) -> Tensor:
+    """The pictures of the pairs, [B, 3, H, W], at a value of the LoRA's slider, if it has one."""
+    parts = []
+    for first in range(0, len(pairs), batch):
+        own = slice(first, first + batch)
+        sampling = Sampling(slider=slider)
+        parts.append(generator.sample(pairs.indices[own], pairs.seeds[own], lora_scale=lora_scale, sampling=sampling))
     return torch.cat(parts).cpu()
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import GeneratorError
-from ..core.protocols import Critic, Generator
+from ..core.protocols import Critic, Generator, slider_values
 from ..distillation import Question, Recipe
 from ..distillation.asking import Samples, answers_before, score
 from ..distillation.question import CONTROL, KEEP, PROMPT
+from ..distillation.slider import follows_slider
 from .control import CONVINCED, EVALUATION_SEED, Verdict
 from .measures import high_frequency_energy, seed_diversity
 
@@ -83,7 +84,7 @@ def held_out_pairs(generator: Generator, recipe: Recipe) -> HeldOut:
 
 
 class Examiner:
-    """Looks at a generator before and after training.
+    """Looks at a generator before and after training; where a slider is followed, from one of its ends to the other.
 
     Args:
         generator, critics, recipe: those of the training.
@@ -105,6 +106,7 @@ class Examiner:
         self.pairs = pairs or held_out_pairs(generator, recipe)
         self._referee, self._on_picture = referee, on_picture
         self._base: Look | None = None
+        self._sliders = slider_values(len(self.pairs)) if follows_slider(recipe) else (None,) * len(self.pairs)
 
     def look(self, lora_scale: float, other_size: bool = True) -> Look:
         """Makes the pictures and measures them. The first look is the base model's: answers "as before" are read there.
@@ -130,8 +132,10 @@ class Examiner:
         """The first `count` pairs, one at a time, to need no more memory than a training step."""
         sampling = replace(self._recipe.sampling, **size)
         made = []
-        for index, seed in zip(self.pairs.indices[:count], self.pairs.seeds[:count], strict=True):
-            picture = self._generator.sample([index], [seed], lora_scale=lora_scale, sampling=sampling)
+        pairs = zip(self.pairs.indices[:count], self.pairs.seeds[:count], self._sliders[:count], strict=True)
+        for index, seed, slider in pairs:
+            own = replace(sampling, slider=slider)
+            picture = self._generator.sample([index], [seed], lora_scale=lora_scale, sampling=own)
             made.append(picture.float().cpu())
             if self._on_picture is not None:
                 self._on_picture(len(made), count)
@@ -176,12 +180,10 @@ class Examiner:
             return float("nan")
         rows = []
         for number, picture in enumerate(images):
-            prompt = [self.pairs.indices[number]]
-            before = answers_before(
-                critics, Samples(base[number : number + 1], prompt, self._generator.prompts), questions
-            )
+            prompt, asked = [self.pairs.indices[number]], [q.at(self._sliders[number]) for q in questions]
+            before = answers_before(critics, Samples(base[number : number + 1], prompt, self._generator.prompts), asked)
             samples = Samples(picture[None], prompt, self._generator.prompts)
-            rows.append(score(critics, samples, questions, before).exp())
+            rows.append(score(critics, samples, asked, before).exp())
         return float(torch.cat(rows).nanmean())
 
 

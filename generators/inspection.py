@@ -18,6 +18,8 @@ def facts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterato
     yield "title", metadata.get("modelspec.title", "–")
     for question in recipe.get("questions", []):
         yield _role(question), _question(question)
+    if slider := _json(metadata, "dual_process.slider"):
+        yield "slider", f"{' … '.join(slider['ends'])}; this is its {slider['part']} part, of two files"
     if verdict:
         yield "verdict", str(verdict.get("verdict", verdict.get("outcome", "–")))
     elif not recipe:
@@ -54,7 +56,10 @@ def _role(question: Mapping[str, Any]) -> str:
 def _question(question: Mapping[str, Any]) -> str:
     overlay = question.get("overlay")
     drawn = f", with {json.dumps(overlay)[:200]}" if overlay else ""
-    return f"{question['text']} → {question.get('answer', 'Yes')} (weight {question.get('weight', 1.0):g}{drawn})"
+    beside = f", beside {len(question['references'])} pictures" if question.get("references") else ""
+    return (
+        f"{question['text']} → {question.get('answer', 'Yes')} (weight {question.get('weight', 1.0):g}{drawn}{beside})"
+    )
 
 
 def _training(recipe: Mapping[str, Any], history: Mapping[str, Any]) -> str:
