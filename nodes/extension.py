@@ -12,7 +12,7 @@ from .folders import register_folders
 from .view import add_routes
 
 MODULES = (
-    *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving"),
+    *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving", "sliders"),
     *("distill_sockets", "annotations"),
 )
 log = logging.getLogger(__name__)

@@ -19,10 +19,12 @@ class TrainedLora(dict[str, Tensor]):
         metadata: how it was made, for the saved file.
         preview: labelled pictures before and after, an IMAGE of one, where some were made.
         view: what the node shows of the run, None where nothing does.
+        slider: what a slider counts beside this one, the constant part; None where there is no slider.
     """
 
     preview: Tensor | None = None
     view: Any = None
+    slider: TrainedLora | None = None
 
     def __init__(
         self, native: dict[str, Tensor], diffusers: dict[str, Tensor] | None, metadata: dict[str, str]
@@ -34,15 +36,26 @@ class TrainedLora(dict[str, Tensor]):
     @classmethod
     def of(cls, result: Any, workflow: dict[str, str], verdict: dict[str, Any] | None = None) -> TrainedLora:
         """The LoRA of a `DistillationResult`; `workflow` and `verdict` are added to its metadata."""
-        from ..core.errors import GeneratorError, LoraFileError
+        metadata = {**result.metadata("Dual-process LoRA", verdict), **workflow}
+        lora = cls(result.lora_state_dict(COMFYUI), _in_diffusers_names(result), metadata)
+        if result.follows_slider:
+            native = result.lora_state_dict(COMFYUI, slider=True)
+            lora.slider = cls(native, _in_diffusers_names(result, slider=True), metadata)
+        return lora
 
-        try:
-            diffusers = result.lora_state_dict(DIFFUSERS)
-        except (GeneratorError, LoraFileError):  # a model, or a layer, that diffusers does not have
-            diffusers = None
-        return cls(
-            result.lora_state_dict(COMFYUI), diffusers, {**result.metadata("Dual-process LoRA", verdict), **workflow}
-        )
+    def named(self, format: str) -> dict[str, Tensor]:
+        """Tensors for a file, under the format's key names, or ComfyUI's where it has none."""
+        tensors = self.diffusers if format == DIFFUSERS and self.diffusers is not None else self
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _in_diffusers_names(result: Any, slider: bool = False) -> dict[str, Tensor] | None:
+    from ..core.errors import GeneratorError, LoraFileError
+
+    try:
+        return result.lora_state_dict(DIFFUSERS, slider)
+    except (GeneratorError, LoraFileError):  # a model, or a layer, that diffusers does not have
+        return None
 
 
 def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str, str] | None = None) -> Path:
@@ -52,11 +65,13 @@ def save_lora(path: Path, lora: dict[str, Tensor], format: str, extra: dict[str,
         LoraFileError: the file cannot be written.
     """
     from ..core.tensor_file import write_tensors
+    from ..distillation.slider import write_slider
 
     ours = lora if isinstance(lora, TrainedLora) else TrainedLora(lora, None, {"format": "pt"})
-    tensors = ours.diffusers if format == DIFFUSERS and ours.diffusers is not None else dict(ours)
     metadata = {**ours.metadata, **(extra or {}), "modelspec.title": path.stem}
-    return write_tensors(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    if ours.slider is not None:
+        return write_slider(path, ours.named(format), ours.slider.named(format), metadata)
+    return write_tensors(path, ours.named(format), metadata)
 
 
 def free_path(folder: Path, stem: str) -> Path:

@@ -24,7 +24,6 @@ class Progress:
 
     def __init__(self, recipe: Any, node_id: str | None, has_view: bool = False) -> None:
         self._questions = recipe.questions
-        self._overlay = recipe.questions[0].overlay
         self._bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)
         self._node_id = node_id
         self._has_view = has_view  # which shows pictures and numbers itself
@@ -39,8 +38,9 @@ class Progress:
             self._show(report.step, report.train_steps)
             return
         picture = preview.image[:1].float().cpu()
-        if self._overlay is not None:
-            picture = self._overlay.apply(picture)
+        overlay = self._questions[0].at(preview.slider).overlay
+        if overlay is not None:
+            picture = overlay.apply(picture)
         self._show(report.step, report.train_steps, ("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
         text = f"step {report.step} / {report.train_steps}   loss {report.loss:.3f}"
         for role, name in (("control", "P(answer)"), ("keep", "P(kept)")):

@@ -196,8 +196,8 @@ class Teaching:
         self.resume_from = None if sources.resume is None else sources.resume.path
         pairs = held_out_pairs(generator, recipe)
         some = first_of_each(pairs, SHOWN)
-        words = generator.prompts
-        captions = [words[i] if words is not None else f"prompt {i + 1}" for i in some.indices]
+        self.overlay = next((q.overlay for q in recipe.questions if q.role == "control"), None)
+        captions = self.captions_of(some)
         about = [plan.describe(), *plan.notes, *notes_on(sources), *unknown_words(plan, critics, recipe)]
         log.info("Memory plan: %s", memory.line)
         for note in about[1:]:
@@ -208,7 +208,6 @@ class Teaching:
         self.examiner = Examiner(generator, critics, recipe, pairs, sources.referee, self.on_picture)
         self.shown = Examiner(generator, critics, recipe, HeldOut(some.indices, some.seeds))
         self.captions = captions
-        self.overlay = next((q.overlay for q in recipe.questions if q.role == "control"), None)
 
     def run(self, widgets: dict[str, Any], initial: dict[str, Tensor] | None) -> Taught:
         """The whole of it. Whatever happens, the view says how it ended."""
@@ -301,7 +300,9 @@ class Teaching:
     def finish(self, result: Any, watch: Any, before: Any, findings: Any, partial: bool, checkpoints: Any) -> Taught:
         verdict = findings.to_dict()
         lora = TrainedLora.of(result, workflow_metadata(self.hidden), verdict)
-        lora.preview = write_report(self.view.folder, result, watch, findings, self.overlay, self.captions_of_all())
+        lora.preview = write_report(
+            self.view.folder, result, watch, findings, self.overlay, self.captions_of(self.examiner.pairs)
+        )
         lora.view = self.view
         if partial:
             checkpoints.keep(result)
@@ -323,9 +324,16 @@ class Teaching:
             {"loss": [report.loss for report in result.history]},
         )
 
-    def captions_of_all(self) -> list[str]:
+    def captions_of(self, pairs: Any) -> list[str]:
+        """What the control is at each picture's value, where there is a slider, and the prompts."""
+        from ..core.protocols import RangedOverlay, slider_values
+
         words = self.generator.prompts
-        return [words[i] if words is not None else f"prompt {i + 1}" for i in self.examiner.pairs.indices]
+        captions = [words[i] if words is not None else f"prompt {i + 1}" for i in pairs.indices]
+        if not isinstance(self.overlay, RangedOverlay):
+            return captions
+        values = slider_values(len(pairs))
+        return [f"{self.overlay.describe(value)}: {c}" for c, value in zip(captions, values, strict=True)]
 
     # What the user sees of it
 

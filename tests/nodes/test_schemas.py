@@ -37,6 +37,8 @@ INPUTS = {
         *("timesteps", "gradient_checkpointing", "memory", "anchor_weight", "anchor_pool", "referee"),
     ],
     "SaveDistilledLoRA": ["lora", "name", "format"],
+    "OverlayRange": ["first", "last"],
+    "Slider": ["model", "lora_name", "value", "lora"],
     "TrainingPrompts": ["clip", "text", "held_out", "file", "guidance"],
     "PromptsFromConditionings": ["texts", "prompts", "conditionings"],
     "LoadDistillationCheckpoint": ["run"],
