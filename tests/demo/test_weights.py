@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dual_process import overlays
-from dual_process.demo import WEIGHTS, questions, world
-from dual_process.demo.controls import horizon_control
+from dual_process.demo import WEIGHTS, load, questions, world
+from dual_process.demo.controls import horizon_control, night_control
 from dual_process.demo.models import build_processor, build_vae
 from dual_process.demo.tokenizer import critic_tokenizer, prompt_tokenizer
 from dual_process.demo.training.critic import CriticWithHeads
 from dual_process.demo.training.export import export
 from dual_process.demo.training.generator import TextToVelocity
-from dual_process.distillation import Question
+from dual_process.distillation import Question, Sampling, read_slider
 from dual_process.evaluation import make_pairs, sample_pairs
 from dual_process.evaluation.measures import horizon_position, psnr
 from dual_process.generators.noise import draw_noise
@@ -166,9 +166,33 @@ def test_pairs_are_repeatable(models):
     assert not set(pairs.prompts) & set(control.recipe.prompts)
 
 
+EXAMPLES = WEIGHTS.parent / "loras" / "dual_process_demo"
+
+
+def test_the_example_slider_moves_the_horizon_for_new_prompts(models):
+    generator, _ = models
+    parts = read_slider(EXAMPLES / "horizon_slider.safetensors")
+    generator.load_lora_state_dict(parts.constant, slider=parts.slider)
+    try:
+        for value, line in ((-1.0, 0.3), (0.25, 0.55), (1.0, 0.7)):
+            pictures = generator.sample(range(9), range(100, 109), sampling=Sampling(slider=value))
+            assert ((horizon_position(pictures) - line).abs() * 112).mean() < 2
+    finally:
+        generator.remove_lora()
+
+
+def test_the_example_of_night_makes_silent_prompts_night():
+    control = night_control()
+    generator, _ = load(control.prompts)
+    generator.load_lora_state_dict(load_file(EXAMPLES / "night.safetensors"))
+    pairs = make_pairs(control, 9, lambda seeds: draw_noise(seeds, 16, 14, 14))
+    pictures = sample_pairs(generator, pairs, 1.0)
+    assert control.measure(pictures, pictures, pairs)["night_share"] == 1
+
+
 def test_the_example_lora_holds_the_horizon_for_new_prompts(models):
     generator, _ = models
-    file = WEIGHTS.parent / "loras" / "dual_process_demo" / "horizon_at_0.30.safetensors"
+    file = EXAMPLES / "horizon_at_0.30.safetensors"
     generator.load_lora_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
     try:
         after = generator.sample(range(9), range(100, 109))
