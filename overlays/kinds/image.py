@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from ...core.errors import OverlayError
+from ...core.picture import LONGEST_SIDE, as_png, as_rgba, at_most, from_base64, open_picture, read_file, to_base64
 from ..layer import register
 from ..parameters import check_fraction
 
-LONGEST_SIDE = 2048  # pixels; no critic looks closer, and the picture travels in every LoRA and checkpoint
-
-
-def _encode(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
-
 
 def _decode(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, TypeError) as error:
-        raise OverlayError("Expected an embedded picture as base64 text, got something else.") from error
+    return from_base64(text, OverlayError)
 
 
 @register
@@ -43,7 +32,7 @@ class ImageOverlay:
 
     kind: ClassVar[str] = "image"
     png: bytes = field(
-        repr=False, metadata={"help": "The picture, as the bytes of a PNG file.", "write": _encode, "read": _decode}
+        repr=False, metadata={"help": "The picture, as the bytes of a PNG file.", "write": to_base64, "read": _decode}
     )
     mode: str = field(default="solid", metadata={"help": "'solid' (white is transparent) or 'transparent' (blended)."})
     opacity: float = field(default=0.5, metadata={"help": "Opacity in transparent mode, 0 to 1."})
@@ -52,29 +41,23 @@ class ImageOverlay:
         if self.mode not in ("solid", "transparent"):
             raise OverlayError(f"Expected the mode 'solid' or 'transparent', got {self.mode!r}.")
         check_fraction("opacity", self.opacity)
-        _open(self.png)
+        open_picture(self.png, OverlayError)
 
     @classmethod
     def from_file(cls, path: str | Path, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
         """An overlay from any picture file that Pillow reads, see `from_image`."""
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise OverlayError(f"Could not read the overlay picture {path}: {error}.") from error
-        return cls.from_image(_open(data), mode, opacity)
+        return cls.from_image(open_picture(read_file(path, OverlayError), OverlayError), mode, opacity)
 
     @classmethod
     def from_image(cls, image: Image.Image, mode: str = "solid", opacity: float = 0.5) -> ImageOverlay:
         """An overlay with the picture embedded as a PNG, scaled down to at most 2048 pixels on its longer side."""
-        small = _at_most(_rgba(image), LONGEST_SIDE)
-        buffer = io.BytesIO()
+        small = at_most(as_rgba(image, OverlayError), LONGEST_SIDE)
         # The bytes of a picture that is small enough stay those of earlier versions, whose checkpoints hold them.
-        small.save(buffer, format="PNG", optimize=small.size != image.size)
-        return cls(buffer.getvalue(), mode, opacity)
+        return cls(as_png(small, optimize=small.size != image.size), mode, opacity)
 
     def draw(self, height: int, width: int) -> Tensor:
         """Straight-alpha RGBA [4, H, W] in [0, 1]."""
-        rgba = tv.pil_to_tensor(_open(self.png)).float() / 255
+        rgba = tv.pil_to_tensor(open_picture(self.png, OverlayError)).float() / 255
         color, alpha = rgba[:3], rgba[3:]
         if self.mode == "solid":
             color, whiteness = _unmix_white(color)
@@ -108,29 +91,3 @@ def _unmix_white(color: Tensor) -> tuple[Tensor, Tensor]:
     covered = torch.where(strength > 0.02, strength / strongest.clamp(min=1e-6), torch.zeros_like(strength))
     ink = 1 - (1 - color) / covered.clamp(min=1e-6)
     return torch.where(covered > 0, ink, color).clamp(0, 1), 1 - covered
-
-
-def _open(png: bytes) -> Image.Image:
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(png)))  # photographs upright
-        image.load()
-    except (UnidentifiedImageError, OSError, TypeError) as error:
-        raise OverlayError("Expected an overlay picture that Pillow can read (PNG, JPEG …), got other data.") from error
-    return _rgba(image)
-
-
-def _rgba(image: Image.Image) -> Image.Image:
-    """8 bits a channel. Pillow's own conversion clips greyscale of 16 bits to white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise OverlayError("Expected an overlay picture of 8 or 16 bits, got floating point. Convert it first.")
-    return image.convert("RGBA")
-
-
-def _at_most(image: Image.Image, longest: int) -> Image.Image:
-    """The picture with its longer side at most `longest` pixels, in the same proportions."""
-    if max(image.size) <= longest:
-        return image
-    width, height = (max(1, round(side * longest / max(image.size))) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)  # Pillow premultiplies RGBA while it resizes
