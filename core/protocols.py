@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from .picture import Picture
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -171,6 +173,11 @@ class AskedQuestion(Protocol):
     @property
     def answer(self) -> str: ...
 
+    @property
+    def references(self) -> tuple[Picture, ...]:
+        """Pictures that are shown behind the judged one."""
+        ...
+
 
 class Critic(Protocol):
     """A frozen vision-language model that rates pictures."""
@@ -182,8 +189,10 @@ class Critic(Protocol):
         """log P(answer | image, question), [B, Q] for images [B, 3, H, W] in [0, 1]; differentiable in `images`."""
         ...
 
-    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
-        """The greedy reply to one question about each of images [B, 3, H, W]."""
+    def answer(
+        self, images: Tensor, text: str, max_new_tokens: int = 16, references: Sequence[Picture] = ()
+    ) -> list[str]:
+        """The greedy reply to one question about each of images [B, 3, H, W], shown with the references behind it."""
         ...
 
 

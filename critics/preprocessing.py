@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import CriticError
+from ..core.picture import Picture
 
+CACHED_REFERENCES = 32
 SLACK = 1e-3  # how far rounding may push a value out of [0, 1]
 # Options by which families cut an image into several tiles. One tile an image keeps prompts short and costs low.
 TILING_OPTIONS = ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
@@ -83,10 +86,20 @@ def _is_seen_smaller(image_processor: Any, max_size: int) -> bool:
     return small < large
 
 
-def preprocess(image_processor: Any, images: Tensor) -> dict[str, Any]:
-    """Runs the model's own resizing, normalising and patching on images [B, 3, H, W]; keeps the gradient."""
-    # One list per image: the nesting that every family takes to mean "B samples of one image".
-    rows = [[image] for image in images.float()]
+@lru_cache(maxsize=CACHED_REFERENCES)
+def reference(picture: Picture, max_size: int | None) -> Tensor:
+    """A reference as the critic sees it, [3, h, w] in [0, 1], shrunk as judged images are."""
+    return shrunk(picture.tensor()[None], max_size)[0].clamp(0, 1)
+
+
+def preprocess(image_processor: Any, images: Tensor, references: Sequence[Tensor] = ()) -> dict[str, Any]:
+    """Runs the model's own resizing, normalising and patching on images [B, 3, H, W]; keeps the gradient.
+
+    Behind each image come the references, [3, h, w] each.
+    """
+    beside = [one.to(images.device) for one in references]
+    # One list per image: the nesting that every family takes to mean "B samples of so many images".
+    rows = [[image, *beside] for image in images.float()]
     options = single_tile(image_processor)
     return dict(image_processor(images=rows, do_rescale=False, return_tensors="pt", **options))
 
@@ -103,7 +116,7 @@ def keeps_gradient(image_processor: Any) -> bool:
 
 
 def check_shapes(values: dict[str, Any], expected: dict[str, tuple[int, ...]], count: int) -> None:
-    """Raises CriticError unless `values` for `count` images fit what the whole processor makes of one image."""
+    """Raises CriticError unless `values` for `count` samples fit what the whole processor makes of one."""
     for name, (rows, *rest) in expected.items():
         shape = [count * rows, *rest]
         if not isinstance(values.get(name), Tensor) or list(values[name].shape) != shape:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PaliGemmaProcessor
 
 from ..core.errors import CriticError
+from ..core.picture import Picture
 from ..core.protocols import AskedQuestion
 from .preprocessing import single_tile
 
@@ -40,12 +41,40 @@ class Prompts:
     image_shapes: dict[str, tuple[int, ...]]  # the image side that the model takes, for one image
 
 
+Size = tuple[int, int]  # height and width of a picture, pixels
+MOST_REFERENCES = 25  # picture A to Y
+
+
 def check_question(question: AskedQuestion) -> tuple[str, str]:
     """The question's text and answer; raises CriticError if one of them is empty."""
     text, answer = check_text(question.text), question.answer
     if not isinstance(answer, str) or not answer.strip():
         raise CriticError(f"Expected an answer of at least one word to {text!r}, got {answer!r}.")
     return text, answer
+
+
+def references_of(questions: Sequence[AskedQuestion]) -> tuple[Picture, ...]:
+    """The pictures that all the questions show beside the judged one.
+
+    Raises:
+        CriticError: they show different ones, or more than there are letters for.
+    """
+    shown = {question.references for question in questions}
+    if len(shown) > 1:
+        raise CriticError("Expected questions with the same references in one call, got several: ask them apart.")
+    (references,) = shown
+    if len(references) > MOST_REFERENCES:
+        raise CriticError(f"Expected at most {MOST_REFERENCES} references, got {len(references)}: leave some out.")
+    return references
+
+
+def with_references(text: str, count: int) -> str:
+    """The question behind a sentence that says which of the pictures is which; without references as it is."""
+    if count == 0:
+        return text
+    letters = [chr(ord("A") + number) for number in range(count)]
+    named = f"picture {letters[0]}" if count == 1 else f"pictures {', '.join(letters[:-1])} and {letters[-1]}"
+    return f"The first picture is the one to judge; behind it {'is' if count == 1 else 'are'} {named}. {text}"
 
 
 def check_text(text: str) -> str:
@@ -61,22 +90,24 @@ def check_reply_length(max_new_tokens: int) -> None:
         raise CriticError(f"Expected max_new_tokens of at least 1, got {max_new_tokens!r}.")
 
 
-def encode(processor: Any, text: str, answer: str | None, height: int, width: int) -> Encoded:
-    """Tokenises a question about an image of height × width pixels, and its answer if there is one.
+def encode(processor: Any, text: str, answer: str | None, sizes: tuple[Size, ...]) -> Encoded:
+    """Tokenises a question, and its answer if there is one, about an image and its references of such sizes.
 
     Raises:
         CriticError: a text that the processor cannot take, or an answer without a token of its own.
     """
-    prompt = render_prompt(processor, text)
-    text_side, image_side = _tokenize(processor, prompt, height, width)
+    text = with_references(text, len(sizes) - 1)
+    prompt = render_prompt(processor, text, len(sizes))
+    text_side, image_side = _tokenize(processor, prompt, sizes)
     if answer is None:
         return Encoded(text_side, torch.zeros(0, dtype=torch.long), image_side)
     prompt_ids = text_side["input_ids"][0]
     if takes_suffix(processor):
-        text_side, image_side = _tokenize(processor, prompt, height, width, suffix=[answer])
+        text_side, image_side = _tokenize(processor, prompt, sizes, suffix=[answer])
         text_side = _without_last(text_side)  # the processor's <eos>
     else:
-        text_side, image_side = _tokenize(processor, render_answered(processor, prompt, text, answer), height, width)
+        answered = render_answered(processor, prompt, text, answer, len(sizes))
+        text_side, image_side = _tokenize(processor, answered, sizes)
     answer_ids = _what_differs(prompt_ids, text_side["input_ids"][0])
     _check_answer(processor.tokenizer, answer, answer_ids)
     return Encoded(_without_last(text_side), answer_ids, image_side)
@@ -101,21 +132,28 @@ def takes_suffix(processor: Any) -> bool:
     return isinstance(processor, PaliGemmaProcessor) and getattr(processor, "chat_template", None) is None
 
 
-def render_prompt(processor: Any, text: str) -> str:
-    """The model's own chat template around one image and a question, up to where the model's turn begins."""
+def render_prompt(processor: Any, text: str, pictures: int) -> str:
+    """The model's own chat template around pictures and a question, up to where the model's turn begins."""
     if takes_suffix(processor):
+        if pictures > 1:
+            raise CriticError(
+                "Expected a question without references: a PaliGemma has learnt to look at one picture only. Choose "
+                "another critic, such as a Qwen2.5-VL or an Idefics3."
+            )
         return f"{processor.image_token}answer en {text}"  # the task that PaliGemma's "mix" models know
     try:
-        return processor.apply_chat_template([_user(text)], add_generation_prompt=True, **_thoughtless(processor))
+        return processor.apply_chat_template(
+            [_user(text, pictures)], add_generation_prompt=True, **_thoughtless(processor)
+        )
     except (ValueError, TypeError, TemplateError) as error:
         raise CriticError(f"The critic's chat template refused the question {text!r}: {error}.") from error
 
 
-def render_answered(processor: Any, prompt: str, text: str, answer: str) -> str:
+def render_answered(processor: Any, prompt: str, text: str, answer: str, pictures: int) -> str:
     """The same with the answer behind it, spaced as the template does ("ASSISTANT: Yes" after "ASSISTANT:")."""
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     try:
-        answered = processor.apply_chat_template([_user(text), reply], continue_final_message=True)
+        answered = processor.apply_chat_template([_user(text, pictures), reply], continue_final_message=True)
     except (ValueError, TypeError, TemplateError):
         return prompt + answer  # a template for users' turns only
     # Templates that put more than the answer behind the prompt (thinking blocks) would be rated on that too.
@@ -128,26 +166,27 @@ def _thoughtless(processor: Any) -> dict[str, bool]:
     return {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
 
 
-def _user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+def _user(text: str, pictures: int) -> dict[str, Any]:
+    return {"role": "user", "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]}
 
 
 def _tokenize(
-    processor: Any, prompt: str, height: int, width: int, **suffix: Any
+    processor: Any, prompt: str, sizes: Sequence[Size], **suffix: Any
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
     """The whole processor's output: its text side, and the shapes of its image side."""
-    picture = Image.new("RGB", (width, height))  # only its size matters here
+    pictures = [Image.new("RGB", (width, height)) for height, width in sizes]  # only the sizes matter here
     options = single_tile(processor.image_processor)
     # A template that writes the beginning-of-sequence token itself must not get a second one.
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
     try:
         whole = processor(
-            text=[prompt], images=[[picture]], images_kwargs=options, return_tensors="pt", **special, **suffix
+            text=[prompt], images=[pictures], images_kwargs=options, return_tensors="pt", **special, **suffix
         )
-        image_names = processor.image_processor(images=[[picture]], return_tensors="pt", **options).keys()
+        image_names = processor.image_processor(images=[pictures], return_tensors="pt", **options).keys()
     except (ValueError, TypeError, IndexError) as error:
-        raise CriticError(f"The critic's processor refused a {width}×{height} image: {error} ({prompt!r})") from error
+        shown = ", ".join(f"{width}×{height}" for height, width in sizes)
+        raise CriticError(f"The critic's processor refused pictures of {shown} pixels: {error} ({prompt!r})") from error
     text_side = {name: value for name, value in whole.items() if name not in image_names and name != "labels"}
     return text_side, {name: tuple(whole[name].shape) for name in image_names if name in whole}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.devices import choose_device
 from ..core.errors import CriticError
 from ..core.fingerprint import weights_sha256
+from ..core.picture import Picture
 from ..core.protocols import AskedQuestion, ModelInfo
 from ..core.quantization import quantization_of
 from ..core.quiet import quiet_loading
@@ -39,11 +40,12 @@ from .preprocessing import (
     check_shapes,
     place,
     preprocess,
+    reference,
     repeat_each,
     shrunk,
     take_small_images,
 )
-from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad
+from .prompting import Encoded, Prompts, check_question, check_reply_length, check_text, encode, pad, references_of
 from .shared_prefix import SharedPrompts, can_share, share, shared_attention
 from .sizes import critic_size
 
@@ -239,30 +241,32 @@ class TransformersCritic:
 
         Args:
             images: [B, 3, H, W], floats in [0, 1].
-            questions: Q objects with `text` and `answer`.
+            questions: Q objects with `text`, `answer` and `references`; these are the same for all.
 
         Returns:
             [B, Q], float32 (float64 for a float64 model), on the images' device, differentiable in `images`.
 
         Raises:
             CriticError: images of another shape, dtype or range, no question, an empty one, one that is longer than
-                the model's context, or an answer that the tokenizer makes nothing of.
+                the model's context, an answer that the tokenizer makes nothing of, or references that differ or that
+                the model's family cannot be shown.
         """
         check_images(images)
         asked = [check_question(question) for question in questions]
         if not asked:
             raise CriticError("Expected at least one question, got none.")
         images = shrunk(images, self._max_size)
-        rows = [self._encoded(text, answer, images) for text, answer in asked]
+        beside = [reference(picture, self._max_size) for picture in references_of(questions)]
+        rows = [self._encoded(text, answer, images, beside) for text, answer in asked]
         with self.resident(), checkpointed_layers(self.model) if self.gradient_checkpointing else nullcontext():
             shared = self._share(rows)
             if shared is None:
                 prompts = pad(rows, self.processor.tokenizer, self.device)
-                logits = self._logits(self._inputs(images, prompts), prompts.targets.shape[1])
+                logits = self._logits(self._inputs(images, prompts, beside), prompts.targets.shape[1])
                 scores = _rate_rows(logits, prompts, len(images))
             else:
                 with shared_attention(self.model, shared):
-                    logits = self._logits(self._inputs(images, shared), shared.predicting)
+                    logits = self._logits(self._inputs(images, shared, beside), shared.predicting)
                 scores = _rate_shared(logits, shared, len(rows))
             return scores.to(images.device)
 
@@ -278,7 +282,8 @@ class TransformersCritic:
             CriticError: an empty question or answer, or one that the model's context is too short for.
         """
         pixels = torch.empty(1, 3, height, width, device="meta")
-        rows = [self._encoded(*check_question(question), pixels) for question in questions]
+        beside = [reference(picture, self._max_size) for picture in references_of(questions)]
+        rows = [self._encoded(*check_question(question), pixels, beside) for question in questions]
         shared = self._share(rows)
         lengths = [row.text_side["input_ids"].shape[1] for row in rows]
         tokens = sum(lengths) if shared is None else shared.inputs["input_ids"].shape[1]
@@ -292,8 +297,12 @@ class TransformersCritic:
         return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     @torch.no_grad()
-    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
+    def answer(
+        self, images: Tensor, text: str, max_new_tokens: int = 16, references: Sequence[Picture] = ()
+    ) -> list[str]:
         """The most likely reply, token by token, to one question about each of images [B, 3, H, W] in [0, 1].
+
+        Behind each image the references are shown.
 
         Raises:
             CriticError: images of another shape, dtype or range, an empty question, or less than one token asked for.
@@ -301,22 +310,24 @@ class TransformersCritic:
         check_images(images)
         check_reply_length(max_new_tokens)
         images = shrunk(images, self._max_size)
-        prompts = pad([self._encoded(check_text(text), None, images)], self.processor.tokenizer, self.device)
+        beside = [reference(picture, self._max_size) for picture in references]
+        prompts = pad([self._encoded(check_text(text), None, images, beside)], self.processor.tokenizer, self.device)
         with self.resident():
             # `generate` refuses what the model does not name, such as a generic tokenizer's token_type_ids.
-            inputs = {name: v for name, v in self._inputs(images, prompts).items() if name in self._accepted}
+            inputs = {name: v for name, v in self._inputs(images, prompts, beside).items() if name in self._accepted}
             replies = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         new = replies[:, inputs["input_ids"].shape[1] :]
         return [reply.strip() for reply in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
-    def _encoded(self, text: str, answer: str | None, images: Tensor) -> Encoded:
-        row = self._encode(text, answer, *images.shape[-2:])
+    def _encoded(self, text: str, answer: str | None, images: Tensor, references: Sequence[Tensor]) -> Encoded:
+        row = self._encode(text, answer, tuple(tuple(image.shape[-2:]) for image in (images, *references)))
         length = row.text_side["input_ids"].shape[1]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and length > limit:
             raise CriticError(
-                f"The question with its image takes {length} tokens, but the critic's context ends at {limit}. Shorten "
-                f"the question {text[:60]!r} or show smaller images than {images.shape[-1]}×{images.shape[-2]}."
+                f"The question with its pictures takes {length} tokens, but the critic's context ends at {limit}. "
+                f"Shorten the question {text[:60]!r}, or show smaller images (max_size) than "
+                f"{images.shape[-1]}×{images.shape[-2]}, or less than {len(references)} references."
             )
         return row
 
@@ -328,9 +339,11 @@ class TransformersCritic:
         image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         return share(rows, image_token, self.device)
 
-    def _inputs(self, images: Tensor, prompts: Prompts | SharedPrompts) -> dict[str, Tensor]:
+    def _inputs(
+        self, images: Tensor, prompts: Prompts | SharedPrompts, references: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Everything that the processor returns: image 0 with each row of the prompts, image 1 with each …"""
-        pixels = preprocess(self.processor.image_processor, images)
+        pixels = preprocess(self.processor.image_processor, images, references)
         check_shapes(pixels, prompts.image_shapes, len(images))
         pixels = place(pixels, list(prompts.image_shapes), self.device, self.model.dtype)
         rows = len(prompts.inputs["input_ids"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import RecipeError
+from ..core.picture import Picture
 from ..core.protocols import Critic, Overlay, Resident
 from .question import AS_BEFORE, PROMPT, Question
 
@@ -25,6 +26,7 @@ class Asked:
 
     text: str
     answer: str
+    references: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,16 @@ def is_asked(questions: Sequence[Question], prompt_indices: Sequence[int]) -> Te
 
 
 def group_questions(questions: Sequence[Question]) -> Iterator[tuple[str, Overlay | None, list[int]]]:
-    """Questions that share a critic and an overlay: one composite, one call."""
+    """Questions that share a critic, an overlay and references: one composite, one call."""
     groups: dict[tuple[str, int], list[int]] = {}
-    seen: list[Overlay | None] = []
+    seen: list[tuple[Overlay | None, tuple[Picture, ...]]] = []
     for index, question in enumerate(questions):
-        if question.overlay not in seen:
-            seen.append(question.overlay)
-        groups.setdefault((question.critic, seen.index(question.overlay)), []).append(index)
-    for (critic, overlay), members in groups.items():
-        yield critic, seen[overlay], members
+        shown = (question.overlay, question.references)
+        if shown not in seen:
+            seen.append(shown)
+        groups.setdefault((question.critic, seen.index(shown)), []).append(index)
+    for (critic, shown), members in groups.items():
+        yield critic, seen[shown][0], members
 
 
 def ask(
@@ -114,7 +117,7 @@ def ask(
             yield Replies(rows, members, answer, contrast)
 
 
-Wordings = list[list[Asked | None]]  # [R][K], None where nothing is asked
+Wordings = list[list[tuple[Asked, ...]]]  # [R][K], the answers of a scale, the wanted one last; () if nothing is asked
 
 
 def _wordings(
@@ -127,33 +130,52 @@ def _wordings(
             return question.text
         return question.text.replace(PROMPT, samples.prompts[samples.prompt_indices[row]])
 
-    def answer(row: int, number: int) -> Asked:
+    def answer(row: int, number: int) -> tuple[Asked, ...]:
         question = questions[number]
-        return Asked(text(row, question), before[number][row] if question.is_as_before else question.answer)
+        answers = (before[number][row],) if question.is_as_before else question.scale
+        return tuple(Asked(text(row, question), answer, question.references) for answer in answers)
 
-    def contrast(row: int, question: Question) -> Asked | None:
-        return None if question.contrast is None else Asked(text(row, question), question.contrast)
+    def contrast(row: int, question: Question) -> tuple[Asked, ...]:
+        answers = () if question.contrast is None else (question.contrast,)
+        return tuple(Asked(text(row, question), answer, question.references) for answer in answers)
 
     answers: Wordings = [[answer(row, number) for number in members] for row in rows]
     return answers, [[contrast(row, questions[number]) for number in members] for row in rows]
 
 
 def _where(asked: Tensor, wordings: Wordings) -> Wordings:
-    return [[w if use else None for w, use in zip(*row, strict=True)] for row in zip(wordings, asked, strict=True)]
+    return [[w if use else () for w, use in zip(*row, strict=True)] for row in zip(wordings, asked, strict=True)]
 
 
 def _rate(critic: Critic, composite: Tensor, tables: Sequence[Wordings]) -> list[Tensor]:
     """log P of each table's wordings, [R, K] each, by one call with every wording that some sample needs."""
-    wordings = list(dict.fromkeys(w for table in tables for row in table for w in row if w is not None))
+    wordings = list(dict.fromkeys(w for table in tables for row in table for cell in row for w in cell))
     scores = critic.log_likelihood(composite, wordings)  # [R, W]
     return [_pick(scores, wordings, table) for table in tables]
 
 
 def _pick(scores: Tensor, wordings: Sequence[Asked], table: Wordings) -> Tensor:
     """Of scores [R, W] those of each sample's own wordings, [R, K]; 0 where there is none."""
-    column = {wording: number for number, wording in enumerate(wordings)}
-    places = torch.tensor([[-1 if w is None else column[w] for w in row] for row in table], device=scores.device)
-    return torch.where(places >= 0, scores.gather(1, places.clamp(min=0)), 0.0)
+    numbers = {wording: number for number, wording in enumerate(wordings)}
+    columns = zip(*([tuple(numbers[w] for w in cell) for cell in row] for row in table), strict=True)
+    return torch.stack([_score(scores, column) for column in columns], dim=1)
+
+
+def _score(scores: Tensor, places: Sequence[tuple[int, ...]]) -> Tensor:
+    """Of scores [R, W] one question's, [R]: where they are, or the log of the expected grade over a scale of them.
+
+    A scale counts from 0 at its first grade to 1 at its last, over the P of its grades alone.
+    """
+    length = max(map(len, places))
+    asked = torch.tensor([bool(own) for own in places], device=scores.device)
+    if length == 0:
+        return scores.new_zeros(len(scores))
+    where = torch.tensor([own or (0,) * length for own in places], device=scores.device)
+    found = scores.gather(1, where)  # [R, length]
+    if length > 1:
+        shares = torch.linspace(0, 1, length, device=scores.device, dtype=scores.dtype)[1:].log()
+        found = ((found[:, 1:] + shares).logsumexp(dim=1) - found.logsumexp(dim=1))[:, None]
+    return torch.where(asked, found[:, 0], 0.0)
 
 
 def _at_hand(critic: Critic) -> AbstractContextManager[Any]:
@@ -231,7 +253,7 @@ def _check_agreement(questions: Sequence[Question]) -> None:
     """Raises RecipeError where one question is to be answered in two ways about the same pictures."""
     for one, other in itertools.combinations(questions, 2):
         same = [text for text in one.texts if text in other.texts]
-        alike = (one.overlay, one.critic) == (other.overlay, other.critic)
+        alike = (one.overlay, one.critic, one.references) == (other.overlay, other.critic, other.references)
         shared = one.prompts is None or other.prompts is None or {*one.prompts} & {*other.prompts}
         if same and alike and shared and one.answer != other.answer:
             raise RecipeError(

@@ -1,6 +1,6 @@
-"""Pictures that a recipe's overlays embed are written once, however many questions show them.
+"""Pictures that a recipe's questions embed are written once, however many of them show them.
 
-The engine knows no kinds of overlay: any long text in an overlay's plain data is taken for a picture.
+The engine knows no kinds of overlay: any long text in one's plain data is taken for a picture, as in references.
 """
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import RecipeError
+from ..core.picture import FILE
 
 TABLE = "pictures"  # of a recipe's plain data: from "sha256:…" to the text itself
+SHOWN = ("overlay", "references")  # of a question: what may hold pictures
 LONGEST_INLINE = 1024  # characters; longer texts move to the table
 REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def share_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data with its overlays' long texts in a table, if there are any, and references in their place.
+    """A recipe's plain data with its questions' pictures in a table, if there are any, and references in their place.
 
     The same text has one entry, a reference is "sha256:" and the hash of the text.
     """
@@ -31,7 +34,7 @@ def share_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
         table[reference] = text
         return reference
 
-    shared = _with_overlays(recipe, share)
+    shared = _with_pictures(recipe, share)
     return {**shared, TABLE: table} if table else shared
 
 
@@ -50,24 +53,48 @@ def resolve_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
             return text
         if text not in table:
             raise RecipeError(
-                f"An overlay refers to the picture {text!r}, which the recipe's table {TABLE!r} lacks. Add it there, "
-                "or embed the picture in the overlay."
+                f"A question refers to the picture {text!r}, which the recipe's table {TABLE!r} lacks. Add it there, "
+                "or embed the picture itself."
             )
         return table[text]
 
-    return _with_overlays({name: value for name, value in recipe.items() if name != TABLE}, resolve)
+    return _with_pictures({name: value for name, value in recipe.items() if name != TABLE}, resolve)
 
 
-def _with_overlays(recipe: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A copy with every text of the questions' overlays changed; rows of another shape stay for whoever checks them."""
+def with_folder(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe's plain data in which the files of references are told by their place, no longer from a folder."""
+
+    def placed(reference: Any) -> Any:
+        file = reference.get(FILE) if isinstance(reference, Mapping) else None
+        return {**reference, FILE: str(folder / file)} if isinstance(file, str) else reference
+
     rows = recipe.get("questions")
-    if not isinstance(rows, list | tuple):
+    if not isinstance(rows, list):
         return dict(recipe)
     changed = [
-        {**row, "overlay": _map_texts(row["overlay"], change)} if isinstance(row, Mapping) and "overlay" in row else row
+        {**row, "references": [placed(one) for one in row["references"]]}
+        if isinstance(row, Mapping) and isinstance(row.get("references"), list)
+        else row
         for row in rows
     ]
     return {**recipe, "questions": changed}
+
+
+def _with_pictures(recipe: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A copy with every text of the questions' overlays and references changed.
+
+    Rows of another shape stay for whoever checks them.
+    """
+    rows = recipe.get("questions")
+    if not isinstance(rows, list | tuple):
+        return dict(recipe)
+    return {**recipe, "questions": [_changed(row, change) for row in rows]}
+
+
+def _changed(row: Any, change: Callable[[str], str]) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {name: _map_texts(value, change) if name in SHOWN else value for name, value in row.items()}
 
 
 def _map_texts(data: Any, change: Callable[[str], str]) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..core.errors import RecipeError
+from ..core.picture import Picture
 from ..core.protocols import Overlay, RangedOverlay
 from .checks import check, check_number, is_list
 
@@ -45,6 +46,17 @@ class Question:
     paraphrases: tuple[str, ...] = field(
         default=(), metadata={"help": "Further wordings of the question, with the same wanted answer."}
     )
+    references: tuple[Picture, ...] = field(
+        default=(),
+        metadata={"help": "Pictures beside the judged one, which the question calls picture A, picture B and so on."},
+    )
+    grades: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "A scale of answers, such as 1 to 5, one end of which is the wanted answer. P(answer) is then the "
+            "expected grade, from 0 at the other end to 1."
+        },
+    )
 
     def __post_init__(self) -> None:
         check(isinstance(self.text, str), "a question's text", "some text", self.text)
@@ -77,6 +89,20 @@ class Question:
             check(isinstance(text, str) and bool(text.strip()), "a question's paraphrases", "texts, none empty", text)
         if len({*self.texts}) < len(self.texts):
             raise RecipeError(f"Two wordings of the question {self.text!r} are the same. Leave one out.")
+        check(is_list(self.references), "a question's references", "a list of pictures", type(self.references).__name__)
+        pictures = [p if isinstance(p, Picture) else Picture.from_dict(p, RecipeError) for p in self.references]
+        object.__setattr__(self, "references", tuple(pictures))
+        self._check_grades()
+
+    def _check_grades(self) -> None:
+        grades = tuple(self.grades) if is_list(self.grades) else ()
+        good = len({*grades}) == len(grades) != 1 and all(isinstance(g, str) and g.strip() for g in grades)
+        check(good and is_list(self.grades), "a question's grades", "at least two different texts", self.grades)
+        object.__setattr__(self, "grades", grades)
+        if grades:
+            ends = (grades[0], grades[-1])
+            check(self.answer in ends, "the answer of a graded question", f"{ends[0]!r} or {ends[1]!r}", self.answer)
+            check(self.contrast is None, "the contrast of a graded question", "none", self.contrast)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -101,6 +127,12 @@ class Question:
     def follows_slider(self) -> bool:
         return isinstance(self.overlay, RangedOverlay)
 
+    @property
+    def scale(self) -> tuple[str, ...]:
+        """The answers that count, the wanted one last; without grades it alone."""
+        grades = self.grades or (self.answer,)
+        return grades if grades[-1] == self.answer else grades[::-1]
+
     def is_for(self, prompt_index: int) -> bool:
         return self.prompts is None or prompt_index in self.prompts
 
@@ -112,5 +144,8 @@ class Question:
         if self.prompts is not None:
             data["prompts"] = list(self.prompts)
         data["choices"] = list(self.choices)
-        data["paraphrases"] = list(self.paraphrases) or None  # later than the first version, whose files lack it
+        # Later than the first version, whose files lack them.
+        data["paraphrases"] = list(self.paraphrases) or None
+        data["references"] = [picture.to_dict() for picture in self.references] or None
+        data["grades"] = list(self.grades) or None
         return {name: value for name, value in data.items() if value is not None}

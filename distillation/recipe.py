@@ -15,7 +15,7 @@ from ..core.errors import RecipeError
 from ..core.protocols import ATTENTION_AND_FEED_FORWARD, Overlay, Sampling
 from .checks import check, check_integer, check_keys, check_number, is_list
 from .penalties import PENALTIES
-from .pictures import resolve_pictures, share_pictures
+from .pictures import resolve_pictures, share_pictures, with_folder
 from .question import Question
 
 try:
@@ -222,7 +222,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path, build_overlay: BuildOverlay | None = None) -> Recipe:
-        """Reads a recipe from a TOML or JSON file; see `from_dict`."""
+        """Reads a recipe from a TOML or JSON file, whose references are files beside it; see `from_dict`."""
         try:
             text = Path(path).read_text(encoding="utf-8")
             data = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
@@ -232,7 +232,7 @@ class Recipe:
             raise RecipeError(f"{path} is neither valid TOML nor JSON: {error}.") from error
         if not isinstance(data, Mapping):
             raise RecipeError(f"Expected {path} to hold a table of settings, got {type(data).__name__}.")
-        return cls.from_dict(data, build_overlay)
+        return cls.from_dict(with_folder(data, Path(path).parent), build_overlay)
 
 
 def _penalties(weights: Any, old: Mapping[str, float | None]) -> dict[str, float]:

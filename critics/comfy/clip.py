@@ -23,12 +23,13 @@ from ...comfy_host.borrowed import Borrowed, why_not
 from ...comfy_host.weights import overridden_forward
 from ...core.errors import CriticError, StopRequested
 from ...core.fingerprint import weights_sha256
+from ...core.picture import Picture
 from ...core.protocols import AskedQuestion, ModelInfo
 from ...core.residency import visiting_tensors, weights_of
 from ...core.sizes import ModelSize, size_up
 from ...core.streaming import Offload, Stream, check_offload
 from ..preprocessing import check_images
-from ..prompting import Encoded, check_question, check_reply_length, check_text
+from ..prompting import Encoded, check_question, check_reply_length, check_text, references_of, with_references
 from ..shared_prefix import SharedPrompts, share
 from ..sizes import OF_PICTURES
 from .delta_net import branched
@@ -59,10 +60,9 @@ INSTEAD = (
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Token ids before the image, behind it, and of the answer."""
+    """Token ids around the pictures, and of the answer."""
 
-    before: list[int]
-    after: list[int]
+    parts: list[list[int]]  # before the first picture, between two, behind the last
     answer: list[int]
 
 
@@ -203,38 +203,44 @@ class ClipCritic:
 
         Args:
             images: [B, 3, H, W], floats in [0, 1].
-            questions: Q objects with `text` and `answer`.
+            questions: Q objects with `text`, `answer` and `references`; these are the same for all.
 
         Returns:
             [B, Q], float32, on the images' device, differentiable in `images`.
 
         Raises:
             CriticError: images of another shape, dtype or range, no question, an empty one, an answer that the
-                tokenizer makes nothing of, or a model that does not fit into memory.
+                tokenizer makes nothing of, references that differ, or a model that does not fit into memory.
         """
         check_images(images)
         if len(questions) == 0:
             raise CriticError("Expected at least one question, got none.")
-        prompts = [self._prompt(*check_question(question)) for question in questions]
+        references = references_of(questions)
+        prompts = [self._prompt(*check_question(question), len(references)) for question in questions]
         with self._here():
             model, blocks = self._model, self._family.blocks(self._model)
             gradients = partial(differentiable, model, blocks, plain=bool(self.offload))
+            beside = self._look_beside(references)
             with gradients():
-                seen = [self._look(image) for image in images]
+                seen = [[self._look(image), *beside] for image in images]
             asked = self._ask(prompts, seen[0])
             with self._family.corrected(model), _each_as_alone(model.model.layers, asked), gradients():
-                rows = [self._log_probabilities(image, asked, len(prompts)) for image in seen]
+                rows = [self._log_probabilities(pictures, asked, len(prompts)) for pictures in seen]
             return torch.stack(rows).to(images.device)
 
-    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
+    def answer(
+        self, images: Tensor, text: str, max_new_tokens: int = 16, references: Sequence[Picture] = ()
+    ) -> list[str]:
         """The most likely reply, token by token, to one question about each of images [B, 3, H, W] in [0, 1].
+
+        Behind each image the references are shown.
 
         Raises:
             CriticError: images of another shape, dtype or range, an empty question, or less than one token asked for.
         """
         check_images(images)
         check_reply_length(max_new_tokens)
-        prompt = self._prompt(check_text(text), None)
+        prompt = self._prompt(check_text(text), None, len(references))
         # Not in inference mode while it offloads: what is moved in it can take part in no gradient.
         with (
             self._here(),
@@ -242,7 +248,8 @@ class ClipCritic:
             torch.no_grad(),
             self._family.corrected(self._model),
         ):
-            return [self._reply(self._look(image), prompt, max_new_tokens) for image in images]
+            beside = self._look_beside(references)
+            return [self._reply([self._look(image), *beside], prompt, max_new_tokens) for image in images]
 
     def _load(self) -> None:
         """Makes every weight resident where it computes; does nothing where they are, so as to push nothing out."""
@@ -260,7 +267,8 @@ class ClipCritic:
         self, height: int, width: int, questions: Sequence[AskedQuestion], samples: int = 1, bits: str | None = None
     ) -> ModelSize:
         """What judging takes on the device, about, for pictures of height × width pixels; layers always recompute."""
-        patches = samples * min(height * width, self._max_pixels) // PATCH**2
+        pictures = samples * (1 + len(references_of(questions)))
+        patches = pictures * min(height * width, self._max_pixels) // PATCH**2
         tokens = patches // 4 + samples * WORDS * len(questions)
 
         def positions(name: str, module: Any) -> int:
@@ -290,18 +298,24 @@ class ClipCritic:
         embeds, extra = self._family.look(self._model, picture.movedim(1, -1), device)
         return _Seen(embeds.reshape(1, -1, embeds.shape[-1]).float(), extra)
 
-    def _ask(self, prompts: Sequence[_Prompt], seen: _Seen) -> SharedPrompts:
-        """The prompts in one sequence around the place of such an image."""
-        image = [self._family.image_token] * seen.embeds.shape[1]
+    @torch.no_grad()
+    def _look_beside(self, references: Sequence[Picture]) -> list[_Seen]:
+        return [self._look(picture.tensor()) for picture in references]
+
+    def _ask(self, prompts: Sequence[_Prompt], seen: Sequence[_Seen]) -> SharedPrompts:
+        """The prompts in one sequence around the places of such pictures."""
         rows = []
         for prompt in prompts:
-            ids = prompt.before + image + prompt.after + prompt.answer[:-1]
+            ids = [*prompt.parts[0]]
+            for picture, part in zip(seen, prompt.parts[1:], strict=True):
+                ids += [self._family.image_token] * picture.embeds.shape[1] + part
+            ids += prompt.answer[:-1]
             rows.append(Encoded({"input_ids": torch.tensor([ids])}, torch.tensor(prompt.answer, dtype=torch.long), {}))
         asked = share(rows, self._family.image_token, self.patcher.load_device)
         assert asked is not None  # no template has anything of the question before the image
         return asked
 
-    def _log_probabilities(self, seen: _Seen, asked: SharedPrompts, questions: int) -> Tensor:
+    def _log_probabilities(self, seen: Sequence[_Seen], asked: SharedPrompts, questions: int) -> Tensor:
         model = self._model
         embeds, ids, context = self._embed(seen, asked)
         hidden = model.model(None, embeds=embeds, input_ids=ids, **context)[0]
@@ -309,25 +323,30 @@ class ClipCritic:
         scores = -F.cross_entropy(logits.float(), asked.targets, reduction="none")
         return scores.new_zeros(questions).index_add(0, asked.question, scores)
 
-    def _reply(self, seen: _Seen, prompt: _Prompt, max_new_tokens: int) -> str:
+    def _reply(self, seen: Sequence[_Seen], prompt: _Prompt, max_new_tokens: int) -> str:
         embeds, ids, context = self._embed(seen, self._ask([prompt], seen))
         reply = self._model.generate(
             embeds, do_sample=False, max_length=max_new_tokens, initial_input_ids=ids, **context
         )
         return self._decode(reply).strip()
 
-    def _embed(self, seen: _Seen, asked: SharedPrompts) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Embeddings [1, L, D], ids [1, L] with 0 for the image, and the context."""
+    def _embed(self, seen: Sequence[_Seen], asked: SharedPrompts) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Embeddings [1, L, D], ids [1, L] with 0 for the pictures, and the context."""
         model, device = self._model, self.patcher.load_device
         ids = asked.inputs["input_ids"]
         is_image = ids == self._family.image_token
-        start, length = int(is_image.int().argmax()), seen.embeds.shape[1]
+        starts = is_image[0].nonzero()[:, 0].tolist()  # of the pictures' tokens, one behind the other
         ids = ids.masked_fill(is_image, 0)
         text = model.get_input_embeddings()(ids, out_dtype=torch.float32)
         # As when ComfyUI lets such models write; float32 would make a copy of every half-precision weight.
         dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-        embeds = torch.cat([text[:, :start], seen.embeds, text[:, start + length :]], dim=1).to(dtype)
-        info = [{"type": "image", "index": start, "size": length, "extra": seen.extra}]
+        pieces, info, end, passed = [], [], 0, 0
+        for picture in seen:
+            start, length = starts[passed], picture.embeds.shape[1]
+            pieces += [text[:, end:start], picture.embeds]
+            info.append({"type": "image", "index": start, "size": length, "extra": picture.extra})
+            end, passed = start + length, passed + length
+        embeds = torch.cat([*pieces, text[:, end:]], dim=1).to(dtype)
         return embeds, ids, self._family.context(model, embeds, info, asked.place)
 
 
@@ -422,20 +441,27 @@ def _stored(weight: Any) -> Tensor:
     return getattr(weight, "_qdata", weight)
 
 
-def _make_prompt(family: Family, tokenizer: Any, text: str, answer: str | None) -> _Prompt:
+def _make_prompt(family: Family, tokenizer: Any, text: str, answer: str | None, references: int) -> _Prompt:
     """Tokenises a question; the answer's tokens are those that it adds."""
-    prompt = family.prompt(tokenizer, text)
+    pictures = 1 + references
+    prompt = family.prompt(tokenizer, with_references(text, references), pictures)
     ids = _tokenize(tokenizer, prompt)
-    if ids.count(family.image_token) != 1:
+    if ids.count(family.image_token) != pictures:
         raise CriticError(f"The question {text!r} holds a mark that stands for an image; leave it out.")
-    at, target = ids.index(family.image_token), []
+    target = []
     if answer is not None:
         answered = _tokenize(tokenizer, prompt + answer)
         shared = next((i for i, (a, b) in enumerate(zip(ids, answered, strict=False)) if a != b), len(ids))
         ids, target = answered[:shared], answered[shared:]
-        if not target or shared <= at:
+        if not target or ids.count(family.image_token) != pictures:
             raise CriticError(f"The answer {answer!r} is nothing to the critic's tokenizer; give at least one word.")
-    return _Prompt(ids[:at], ids[at + 1 :], target)
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == family.image_token:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return _Prompt(parts, target)
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[int]:

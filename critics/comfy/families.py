@@ -25,8 +25,8 @@ class Family(Protocol):
     name: str
     image_token: int
 
-    def prompt(self, tokenizer: Any, text: str) -> str:
-        """The model's chat template around one image and a question, up to where the model's turn begins."""
+    def prompt(self, tokenizer: Any, text: str, pictures: int) -> str:
+        """The model's chat template around pictures and a question, up to where the model's turn begins."""
         ...
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class Family(Protocol):
         ...
 
     def context(self, model: Any, embeds: Tensor, info: list[dict[str, Any]], place: Tensor) -> dict[str, Any]:
-        """What the language model has to know of the image among the embeddings [1, L, D], whose places are [L]."""
+        """What the language model has to know of the pictures among the embeddings [1, L, D], whose places are [L]."""
         ...
 
     def corrected(self, model: Any) -> AbstractContextManager[None]:
@@ -58,8 +58,8 @@ class Qwen3VL:
     name = "Qwen3-VL"
     image_token = 151655
 
-    def prompt(self, tokenizer: Any, text: str) -> str:
-        return f"<|im_start|>user\n{QWEN_IMAGE}{text}<|im_end|>\n<|im_start|>assistant\n"
+    def prompt(self, tokenizer: Any, text: str, pictures: int) -> str:
+        return f"<|im_start|>user\n{QWEN_IMAGE * pictures}{text}<|im_end|>\n<|im_start|>assistant\n"
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         return _qwen_size(model, height, width, max_pixels)
@@ -87,9 +87,9 @@ class Qwen35:
     name = "Qwen3.5"
     image_token = 248056
 
-    def prompt(self, tokenizer: Any, text: str) -> str:
+    def prompt(self, tokenizer: Any, text: str, pictures: int) -> str:
         # With a closed thought, as the template has it where thinking is off.
-        turn = f"<|im_start|>user\n{QWEN_IMAGE}{text.strip()}<|im_end|>\n<|im_start|>assistant\n"
+        turn = f"<|im_start|>user\n{QWEN_IMAGE * pictures}{text.strip()}<|im_end|>\n<|im_start|>assistant\n"
         return f"{turn}<think>\n\n</think>\n\n"
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
@@ -150,10 +150,10 @@ class Gemma4:
     image_token = 258880
     soft_tokens = 280  # the budget of one picture, whatever its size
 
-    def prompt(self, tokenizer: Any, text: str) -> str:
+    def prompt(self, tokenizer: Any, text: str, pictures: int) -> str:
         # The large models answer at once behind a closed thought, the small ones without it: so they were trained.
         thought = "<|channel>thought\n<channel|>" if getattr(tokenizer, "prime_empty_thought", False) else ""
-        return f"<|turn>user\n<|image><|image|><image|>{text.strip()}<turn|>\n<|turn>model\n{thought}"
+        return f"<|turn>user\n{'<|image><|image|><image|>' * pictures}{text.strip()}<turn|>\n<|turn>model\n{thought}"
 
     def size(self, model: Any, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         side = model.vision_model.patch_size * model.vision_model.pooling_kernel_size

@@ -17,6 +17,7 @@ from ...comfy_host.borrowed import take_away
 from ...core.devices import choose_device
 from ...core.errors import CriticError
 from ...core.model_folder import weight_files
+from ...core.picture import Picture
 from ...core.protocols import AskedQuestion, ModelInfo
 from ...core.sizes import ModelSize
 from ...core.streaming import Offload, check_offload
@@ -120,10 +121,12 @@ class ManagedCritic:
         with self.resident():
             return self._critic.log_likelihood(images, questions)
 
-    def answer(self, images: Tensor, text: str, max_new_tokens: int = 16) -> list[str]:
+    def answer(
+        self, images: Tensor, text: str, max_new_tokens: int = 16, references: Sequence[Picture] = ()
+    ) -> list[str]:
         """The greedy reply, see `TransformersCritic.answer`."""
         with self.resident():
-            return self._critic.answer(images, text, max_new_tokens)
+            return self._critic.answer(images, text, max_new_tokens, references)
 
 
 def load_managed_critic(

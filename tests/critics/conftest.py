@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tiny_models import FAMILIES
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
+from dual_process.core.picture import Picture
 from dual_process.critics import TransformersCritic, load_critic
 
 # What each family's template makes of a question, written out by hand, and what stands between it and the answer.
@@ -40,6 +41,17 @@ PROMPTS = {
     "gemma4_e": "<|turn>user\n<|image|>{}<turn|>\n<|turn>model\n",
     "paligemma": "<image>answer en {}",  # its processor adds "\n"
 }
+# What stands for a picture in them.
+PICTURES = {
+    **dict.fromkeys(["qwen", "qwen3", "qwen3_5"], "<|vision_start|><|image_pad|><|vision_end|>"),
+    **dict.fromkeys(["idefics2", "idefics3", "smolvlm", "paligemma"], "<image>"),
+    **dict.fromkeys(["pixtral", "mistral3"], "[IMG]"),
+    "llava": "<image>\n",
+    "internvl": "<IMG_CONTEXT>\n",
+    "gemma3": "<start_of_image>",
+    "gemma4": "\n\n<|image|>\n\n",
+    "gemma4_e": "<|image|>",
+}
 GAPS = dict.fromkeys(PROMPTS, "") | dict.fromkeys(["idefics2", "idefics3", "smolvlm", "llava"], " ")
 TILING = {
     "idefics2": "do_image_splitting",
@@ -54,6 +66,7 @@ TILING = {
 class Asked:
     text: str
     answer: str = "Yes"
+    references: tuple[Picture, ...] = ()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,19 +115,23 @@ class Naive:
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
         self.family = family
 
-    def prompt(self, text: str) -> str:
-        return PROMPTS[self.family].format(text)
+    def prompt(self, text: str, pictures: int = 1) -> str:
+        one = PICTURES[self.family]
+        return PROMPTS[self.family].replace(one, one * pictures).format(text)
 
-    def inputs(self, image: Any, prompt: str, answered: str = "", rescale: bool = False) -> dict[str, Tensor]:
+    def inputs(
+        self, image: Any, prompt: str, answered: str = "", rescale: bool = False, references: Sequence[Any] = ()
+    ) -> dict[str, Tensor]:
         options = {"do_rescale": rescale, **self.tiling}
         if self.family == "paligemma":
             return self.inputs_with_suffix(image, prompt, answered, options)
         text = [prompt + answered]
+        shown = [image, *references]
         if self.family == "idefics2" and isinstance(image, Tensor):  # its processor opens files and PIL images only
-            stand_in = Image.new("RGB", (image.shape[-1], image.shape[-2]))
-            whole = self.processor(text=text, images=[[stand_in]], return_tensors="pt")
-            return {**whole, **self.processor.image_processor(images=[[image]], return_tensors="pt", **options)}
-        return dict(self.processor(text=text, images=[[image]], images_kwargs=options, return_tensors="pt"))
+            stand_ins = [Image.new("RGB", (one.shape[-1], one.shape[-2])) for one in shown]
+            whole = self.processor(text=text, images=[stand_ins], return_tensors="pt")
+            return {**whole, **self.processor.image_processor(images=[shown], return_tensors="pt", **options)}
+        return dict(self.processor(text=text, images=[shown], images_kwargs=options, return_tensors="pt"))
 
     def inputs_with_suffix(self, image: Any, prompt: str, answered: str, options: dict[str, Any]) -> dict[str, Tensor]:
         """Without the labels for training and, behind a suffix, the end of sequence."""
@@ -132,14 +149,14 @@ class Naive:
         """log P of every token to come next, [vocabulary]."""
         return torch.log_softmax(self.model(**inputs).logits[0, -1].double(), dim=-1)
 
-    def log_likelihood(self, image: Tensor, text: str, words: list[str]) -> float:
+    def log_likelihood(self, image: Tensor, text: str, words: list[str], references: Sequence[Tensor] = ()) -> float:
         """Word by word, each on a fresh pass over all the text before it."""
-        answered, total = "", 0.0
+        answered, total, prompt = "", 0.0, self.prompt(text, 1 + len(references))
         for word in words:
             gap = GAPS[self.family] if word is words[0] else " "
             token = self.processor.tokenizer.tokenize(gap + word)
             assert len(token) == 1, token
-            scores = self.next_token(self.inputs(image, self.prompt(text), answered))
+            scores = self.next_token(self.inputs(image, prompt, answered, references=references))
             total += float(scores[self.processor.tokenizer.convert_tokens_to_ids(token[0])])
             answered += gap + word
         return total
@@ -169,7 +186,7 @@ def naive(naives: dict[str, Naive], family: str) -> Naive:
 
 @pytest.fixture
 def ask() -> Callable[..., Asked]:
-    """Makes a question: ask(text, answer="Yes")."""
+    """Makes a question: ask(text, answer="Yes", references=())."""
     return Asked
 
 

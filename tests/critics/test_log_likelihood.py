@@ -65,7 +65,7 @@ def test_images_stay_upright(critic, naive, ask, passed_to_model, height, width)
 
 def test_a_space_before_the_answer_is_the_template_s(critics):
     processor = critics["llava"].processor
-    answer = encode(processor, RED, "Yes", 56, 84).answer
+    answer = encode(processor, RED, "Yes", ((56, 84),)).answer
     assert processor.tokenizer.convert_ids_to_tokens(answer) == ["▁Yes"]  # "ASSISTANT: Yes", not "ASSISTANT:Yes"
 
 

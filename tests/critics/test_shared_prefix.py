@@ -52,7 +52,7 @@ def test_the_image_stands_there_once(critic, images, questions, passed_to_model)
     alone = passed_to_model(critic, lambda: critic.log_likelihood(images, questions[:1]))
     assert given["pixel_values"].shape == alone["pixel_values"].shape
     assert len(given["input_ids"]) == len(images)
-    rows = [critic._encode(q.text, q.answer, *images.shape[-2:]).text_side["input_ids"] for q in questions]
+    rows = [critic._encode(q.text, q.answer, (tuple(images.shape[-2:]),)).text_side["input_ids"] for q in questions]
     assert given["input_ids"].shape[1] < sum(row.shape[1] for row in rows)
 
 

@@ -41,6 +41,7 @@ from transformers import (
 )
 from transformers.models.gemma4_unified import modeling_gemma4_unified
 
+from dual_process.core.picture import Picture
 from dual_process.critics import TransformersCritic
 
 
@@ -48,6 +49,7 @@ from dual_process.critics import TransformersCritic
 class Question:
     text: str
     answer: str
+    references: tuple[Picture, ...] = ()
 
 
 @pytest.fixture(autouse=True, scope="session")

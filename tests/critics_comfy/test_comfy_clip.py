@@ -6,6 +6,7 @@ import gc
 import json
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from tiny_clips import build_qwen35
 
 from dual_process.core.errors import CriticError, StopRequested
+from dual_process.core.picture import Picture
 from dual_process.core.protocols import Resident
 
 pytestmark = pytest.mark.comfyui
@@ -53,6 +55,38 @@ def test_qwen35_is_transformers_qwen35(make_critic, load_qwen35, make_qwen35_ref
 def test_gemma_is_transformers_gemma(make_critic, gemma, images, questions):
     clip, reference = gemma
     assert_same(make_critic(clip), reference, images[:1], questions)
+
+
+def with_references(questions):
+    def picture(height, width):
+        return Picture.from_tensor(torch.rand(3, height, width, generator=torch.Generator().manual_seed(height)))
+
+    return [replace(question, references=(picture(256, 320), picture(320, 224))) for question in questions]
+
+
+def test_qwen_sees_references_as_transformers_does(make_critic, qwen, qwen_reference, images, questions):
+    assert_same(make_critic(qwen), qwen_reference, images, with_references(questions))
+
+
+def test_qwen35_sees_references_as_transformers_does(make_critic, qwen35, make_qwen35_reference, images, questions):
+    assert_same(make_critic(qwen35), make_qwen35_reference(build_qwen35()), images, with_references(questions))
+
+
+def test_gemma_sees_references_as_transformers_does(make_critic, gemma, images, questions):
+    clip, reference = gemma
+    assert_same(make_critic(clip), reference, images[:1], with_references(questions))
+
+
+def test_the_gradient_with_references_is_that_of_finite_differences(make_critic, each_clip, images, questions):
+    images = images[:1] * 0.8 + 0.1
+    measured, computed = finite_difference(make_critic(each_clip), images, with_references(questions), 0.002)
+    assert measured == pytest.approx(computed, rel=0.01)
+
+
+def test_replies_see_references(make_critic, each_clip, images, questions):
+    critic = make_critic(each_clip)
+    (question,) = with_references(questions[:1])
+    assert isinstance(critic.answer(images[:1], question.text, 4, question.references)[0], str)
 
 
 @pytest.mark.parametrize("size", [(96, 320), (300, 200), (64, 64), (1300, 1000)])

@@ -8,6 +8,7 @@ from fakes import SIZE, FakeCritic
 from torch.nn import functional as F
 
 from dual_process import overlays
+from dual_process.core.picture import Picture
 from dual_process.distillation import Question, RecipeError
 from dual_process.distillation.asking import Samples, answers_before, check_questions, score
 from dual_process.distillation.loss import question_weights
@@ -101,6 +102,65 @@ def test_a_contrast_is_pushed_away():
     assert torch.allclose(result.image_gradient, image.grad, atol=1e-7)
     assert torch.allclose(result.log_likelihood, torch.stack([log_p("aYes", IMAGE), log_p("bYes", IMAGE)], 1))
     assert critic.calls == [["aYes", "bYes", "bNo"]]  # in one call
+
+
+@pytest.mark.parametrize(("answer", "shares"), [("5", (0, 0.25, 0.5, 0.75, 1)), ("1", (1, 0.75, 0.5, 0.25, 0))])
+def test_a_graded_question_counts_its_expected_grade(answer, shares):
+    critic = CriticOfAnswers()
+    graded = Question("a", answer, grades=("1", "2", "3", "4", "5"))
+    other = Question("b", "Yes", weight=3.0)
+    image = (IMAGE * 0.8 + 0.1).requires_grad_()
+    each = torch.stack([log_p(f"a{grade}", image) for grade in graded.grades], dim=1)
+    expected = (each.softmax(dim=1) * torch.tensor(shares)).sum(dim=1).log()
+    joint = -(0.25 * expected + 0.75 * log_p("bYes", image)).mean()
+    joint.backward()
+    result = vqa_loss({"default": critic}, image, [graded, other], [0, 0])
+    assert result.loss == pytest.approx(joint.item(), rel=1e-5)
+    assert torch.allclose(result.image_gradient, image.grad, atol=1e-7)
+    assert torch.allclose(result.log_likelihood[:, 0], expected.detach(), atol=1e-6)
+    assert len(critic.calls) == 1
+
+
+def test_a_graded_question_for_some_prompts():
+    graded = Question("a", "5", grades=("1", "5"), prompts=(1,))
+    result = vqa_loss({"default": CriticOfAnswers()}, IMAGE, [graded, Question("b")], [0, 1])
+    assert result.log_likelihood[0, 0].isnan()
+    both = torch.stack([log_p("a1", IMAGE), log_p("a5", IMAGE)], dim=1)[1]
+    assert result.log_likelihood[1, 0] == pytest.approx(float(both.log_softmax(dim=0)[1]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grades": ("1", "2"), "answer": "Yes"}, "the answer of a graded question"),
+        ({"grades": ("5",), "answer": "5"}, "at least two different texts"),
+        ({"grades": ("1", "1"), "answer": "1"}, "at least two different texts"),
+        ({"grades": "12345", "answer": "5"}, "at least two different texts"),
+        ({"grades": ("1", ""), "answer": "1"}, "at least two different texts"),
+        ({"grades": ("1", "5"), "answer": "5", "contrast": "1"}, "the contrast of a graded question"),
+        ({"grades": ("1", "5"), "answer": "as before"}, "the answer of a graded question"),
+        ({"references": "style.png"}, "a list of pictures"),
+        ({"references": ({"png": "?"},)}, "base64"),
+        ({"references": ({"file": "/nowhere.png"},)}, "Could not read the picture"),
+    ],
+)
+def test_questions_that_are_none(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        Question("a", **changes)
+
+
+def test_questions_with_other_references_are_asked_apart():
+    one, other = (Picture.from_tensor(torch.full((3, 4, 4), value)) for value in (0.2, 0.8))
+    critic = FakeCritic()
+    questions = [
+        Question("a", references=(one,)),
+        Question("b", references=(other,)),
+        Question("c", references=(one,)),
+        Question("a", "No", references=(other,)),  # no contradiction: it is asked beside another picture
+    ]
+    vqa_loss({"default": critic}, IMAGE, questions, [0, 0])
+    assert critic.calls == [["a", "c"], ["b", "a"]]
+    check_questions(questions, {"default": critic}, 1)
 
 
 def test_questions_for_some_prompts():

@@ -47,6 +47,29 @@ def embedded(settings: Recipe) -> dict:
     return data
 
 
+def test_references_are_written_once_and_read_from_files(tmp_path):
+    (tmp_path / "style.png").write_bytes(noise(64))
+    text = """[[questions]]
+text = "Is it in the style of picture A?"
+references = [{ file = "style.png" }]
+[[questions]]
+text = "How alike are it and picture A?"
+answer = "5"
+grades = ["1", "2", "3", "4", "5"]
+references = [{ file = "style.png" }]
+"""
+    (tmp_path / "style.toml").write_text(text)
+    settings = Recipe.load(tmp_path / "style.toml")
+    (reference,) = settings.questions[0].references
+    assert reference.tensor().shape == (3, 64, 64)
+    data = settings.to_dict()
+    assert len(data["pictures"]) == 1
+    assert Recipe.from_dict(json.loads(settings.to_json())) == settings
+    settings.save(tmp_path / "again.toml")
+    (tmp_path / "style.png").unlink()
+    assert Recipe.load(tmp_path / "again.toml") == settings
+
+
 def test_four_questions_with_one_large_picture_are_saved_and_read(tmp_path):
     settings = asking(noise(2800), train_steps=1)
     assert 4 * len(settings.questions[0].overlay.layers[0].png) * 4 / 3 > 100_000_000  # what a header may hold
