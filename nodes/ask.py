@@ -70,7 +70,7 @@ class AskVLMCritic(io.ComfyNode):
                 seen.append(to_comfy(shown))
                 p_answer += probabilities
                 lines += [
-                    f"image {number}: {q.text} → {reply}   P({q.answer}) = {p:.3f}"
+                    f"image {number}: {q.text} → {reply}   {says(q)} = {p:.3f}"
                     for q, p, reply in zip(asked, probabilities, replies, strict=True)
                 ]
                 bar.update(1)
@@ -87,16 +87,22 @@ def ask_about(
     Returns:
         The picture with the first question's overlay, and for each question P(wanted answer) and the reply.
     """
-    from ..distillation.asking import group_questions
+    from ..distillation.asking import Samples, group_questions, score
 
     seen, probabilities, replies = [], [0.0] * len(asked), [""] * len(asked)
     for _, overlay, members in group_questions(asked):
         seen.append(picture if overlay is None else overlay.apply(picture))
-        scores = critic.log_likelihood(seen[-1], [asked[i] for i in members])[0]
+        own = [asked[index] for index in members]
+        scores = score({own[0].critic: critic}, Samples(picture, [0], None), own)[0]
         for index, p in zip(members, scores.exp().tolist(), strict=True):
             probabilities[index] = p
-            replies[index] = critic.answer(seen[-1], asked[index].text, max_new_tokens)[0]
+            replies[index] = critic.answer(seen[-1], asked[index].text, max_new_tokens, asked[index].references)[0]
     return seen[0], probabilities, replies
+
+
+def says(question: Any) -> str:
+    """What the number about a question is."""
+    return f"expected grade towards {question.answer}" if question.grades else f"P({question.answer})"
 
 
 NODES = [AskVLMCritic]

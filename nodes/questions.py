@@ -6,10 +6,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from .progress import show_text
 from .refusals import refused
-from .types import CATEGORY, Critic, Loss, Overlay, Question, VqaTerms
+from .types import CATEGORY, Critic, Loss, Overlay, Question, VqaTerms, to_engine
 
 MAX_QUESTIONS = 16
 
@@ -165,6 +166,20 @@ class VLMQuestion(io.ComfyNode):
                     tooltip="Also ask the overlay's guard questions, such as whether the image is free of the line: "
                     "without the overlay, so that the model does not learn to paint it. Together half the weight.",
                 ),
+                io.Image.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Pictures that the critic sees beside the judged one; a batch is picture A, picture B and "
+                    "so on. Ask for instance: Is it in the same style as picture A?",
+                ),
+                io.String.Input(
+                    "grades",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For a graded question, its answers from one end to the other, such as 1, 2, 3, 4, 5; "
+                    "answer is the end that is wanted. The expected grade then counts. Empty: none.",
+                ),
             ],
             outputs=[
                 Question.Output(display_name="question", tooltip="For VQA Loss or Ask VLM Critic, with all wordings.")
@@ -183,10 +198,18 @@ class VLMQuestion(io.ComfyNode):
         prompts: str = "",
         paraphrases: str = "",
         guards: bool = False,
+        references: Tensor | None = None,
+        grades: str = "",
     ) -> io.NodeOutput:
+        from ..core.picture import Picture
+
         other, chosen = contrast.strip() or None, prompt_numbers(prompts)
         control = control_questions(question, answer, weight, overlay, paraphrases)
-        asked = [replace(q, prompts=chosen, contrast=other) for q in control]
+        changes = {
+            "references": () if references is None else tuple(map(Picture.from_tensor, to_engine(references))),
+            "grades": tuple(filter(None, (grade.strip() for grade in grades.split(",")))),
+        }
+        asked = [replace(q, prompts=chosen, contrast=other, **changes) for q in control]
         asked += [replace(q, prompts=chosen) for q in (overlay_guards(overlay, weight) if guards else ())]
         if guards or not question.strip():  # nobody has typed these
             show_text("\n".join(text for q in asked for text in q.texts), cls.hidden.unique_id)

@@ -58,9 +58,42 @@ def test_guards_join_without_the_overlay_and_weigh_half(ask):
     assert shown == [QUESTION, *(LINE + STRIP).guards()]
 
 
+def test_a_batch_of_images_becomes_references_and_grades_a_scale(ask):
+    pictures = torch.rand(2, 8, 12, 3)
+    ((question,), _) = ask("Is it like picture A?", references=pictures, grades="1, 2 ,3", answer="3")
+    assert len(question.references) == 2
+    for reference, picture in zip(question.references, pictures, strict=True):
+        assert (reference.tensor() - picture.movedim(-1, 0)).abs().max() <= 0.51 / 255
+    assert (question.grades, question.answer) == (("1", "2", "3"), "3")
+
+
+def test_the_demo_critic_is_asked_beside_a_reference_and_on_a_scale(run, ask, demo_models):
+    pictures = torch.rand(1, 112, 112, 3, generator=torch.Generator().manual_seed(0))
+    graded, _ = ask("Is it night?", references=pictures, grades="No, Yes", answer="Yes")
+    alone, _ = ask("Is it night?", references=torch.zeros(1, 40, 60, 3))
+    text, p_answer, _ = run(
+        "AskVLMCritic",
+        critic=demo_models[3],
+        image=pictures,
+        questions={"question0": (*graded, *alone)},
+        max_new_tokens=2,
+    ).args
+    first, second = text.splitlines()
+    assert "expected grade towards Yes = " in first
+    assert "P(Yes) = " in second
+    assert all(0 < p < 1 for p in p_answer)
+
+
+def test_grey_and_transparent_references_are_as_loaders_give_them(ask):
+    ((question,), _) = ask("Is it like picture A?", references=torch.rand(1, 5, 7, 4))  # RGBA
+    assert question.references[0].tensor().shape == (3, 5, 7)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
+        ({"question": "How?", "grades": "1, 5"}, "the answer of a graded question to be '1' or '5', got 'Yes'"),
+        ({"question": "How?", "grades": "5", "answer": "5"}, "at least two different texts"),
         ({"question": "  "}, "The question is empty: type one, or connect an overlay"),
         ({"overlay": LINE, "paraphrases": "Is it?"}, "There are paraphrases of no question"),
         ({"question": "Is it?", "guards": True}, "Guards are the overlay's: connect one"),
