@@ -6,7 +6,8 @@
     PYTHONPATH=tools python tools/thumbnails.py output
 
 Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo_teach_for_new_prompts has saved.
-Thumbnails whose LoRA is not there are left as they are.
+Thumbnails whose LoRA is not there are left as they are. Those of the slider and of two controls show LoRAs that
+ship with the pack.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from pathlib import Path
 
 import torch
 import typer
+from diffusers import FluxPipeline
 from PIL import Image, ImageDraw, ImageFont
 from templates import LESSONS
-from templates.applications import COMMONSENSE, HORIZON, RELATIVE_DEPTH
+from templates.applications import COMMONSENSE, HORIZON, RELATIVE_DEPTH, SLIDER
 from templates.models import STROKES
 from templates.teaching import Application
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from dual_process import demo, overlays
+from dual_process.core.protocols import slider_values
 from dual_process.core.tensor_file import read_tensors
 from dual_process.demo import strokes
-from dual_process.distillation import Question
+from dual_process.demo.world import IMAGE_SIZE
+from dual_process.distillation import Question, Sampling, read_slider
+from dual_process.generators import load_generator
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 RUNS = {COMMONSENSE.name: "night", RELATIVE_DEPTH.name: "depth"}  # named otherwise than the application
@@ -40,6 +45,8 @@ PROMPTS = (
 SILENT = ("the sea under a sky", "the sand under a sky with a tree", "the grass under a sky with a house")
 SEEDS = (11, 12, 14)
 LINE = HORIZON.demo.texts[0]
+EXAMPLES = Path(__file__).parents[1] / "demo" / "loras" / "dual_process_demo"
+LINE_LORA = "horizon_at_0.30"
 SIDE, GAP, LEFT, TOP = 168, 10, 12, 34  # pixels
 INK, PAPER = "#f0f0f0", "#1c1c1e"
 Rows = Sequence[tuple[str, Tensor]]
@@ -100,6 +107,44 @@ def main(runs: Path) -> None:
             sheet(rows, "06_demo_teach_a_horizon.app", foot="As an app: a question, a line, Run.")
             sheet([("without LoRA", before), ("with LoRA", overlay.apply(after))], "03_demo_use_a_saved_lora")
             score(before, after)
+    slider()
+    two_controls()
+
+
+def slider() -> None:
+    """The slider that ships with the pack, at both ends and in the middle."""
+    path = EXAMPLES / "horizon_slider.safetensors"
+    parts, (_, metadata) = read_slider(path), read_tensors(path)
+    ends = overlays.build(parts.overlays[0])
+    assert isinstance(ends, overlays.Range)
+    generator, _ = demo.load(PROMPTS)
+    targets = json.loads(metadata["dual_process.recipe"])["lora_targets"]
+    generator.load_lora_state_dict(parts.constant, targets, slider=parts.slider)
+    rows = [
+        (
+            ends.describe(value),
+            ends.at(value).apply(generator.sample((0, 1, 2), SEEDS, sampling=Sampling(slider=value))),
+        )
+        for value in slider_values(3)
+    ]
+    for name, (application, models) in LESSONS.items():
+        if application is SLIDER:
+            sheet(rows, name, foot=f"For {models.label}. Pictures: the demo model." if models.downloaded else "")
+    sheet(rows, "25_demo_use_a_slider")
+
+
+def two_controls() -> None:
+    """The horizon and the night that ship with the pack, apart and together."""
+    rows = []
+    for title, names in (("a horizon", (LINE_LORA,)), ("night", ("night",)), ("both", (LINE_LORA, "night"))):
+        pipeline = FluxPipeline.from_pretrained(demo.WEIGHTS / "pipeline", local_files_only=True)
+        for number, name in enumerate(names):
+            pipeline.load_lora_weights(EXAMPLES / f"{name}.safetensors", adapter_name=f"lora{number}")
+        pipeline.set_adapters([f"lora{number}" for number in range(len(names))])
+        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_inference_steps": 1}
+        generator = load_generator(pipeline, prompts=list(SILENT), device="cpu", **size)
+        rows.append((title, generator.sample((0, 1, 2), SEEDS)))
+    sheet(rows, "26_demo_two_controls")
 
 
 def score(before: Tensor, after: Tensor) -> None:

@@ -12,9 +12,11 @@ from templates.models import DEMO, FLUX_SCHNELL, STROKES
 
 from dual_process.demo import questions
 from dual_process.demo.catalogue import CATALOGUE
+from dual_process.demo.sliders import SLIDERS
 from dual_process.demo.strokes import captions
 from dual_process.demo.strokes import questions as strokes_questions
 from dual_process.demo.tokenizer import PROMPT_WORDS, critic_tokenizer, prompt_tokenizer
+from dual_process.overlays import Range
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 APPLICATIONS = [*{application.name: application for application, _ in LESSONS.values()}.values()]
@@ -37,6 +39,13 @@ CASES = [
 ]
 
 
+def drawn(case):
+    """The overlays that its nodes draw: none, one, or both ends of a range."""
+    if isinstance(case.overlay, Range):
+        return [case.overlay.first, case.overlay.last]
+    return [] if case.overlay is None else [case.overlay]
+
+
 def nodes_of(template):
     return {key: node for column in template.columns.values() for key, node in column.items()}
 
@@ -50,8 +59,7 @@ def test_every_application_has_a_template_for_the_demo_and_one_for_flux():
 
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_template_is_small(name):
-    nodes = len(nodes_of(TEMPLATES[name])) + 1  # the note
-    assert nodes <= (10 if "_demo_" in name else 12)
+    assert len(nodes_of(TEMPLATES[name])) <= (9 if "_demo_" in name else 12)  # beside the note
 
 
 @pytest.mark.parametrize("application", APPLICATIONS, ids=lambda application: application.name)
@@ -59,7 +67,7 @@ def test_both_cases_draw_one_kind_of_overlay_and_have_other_wordings(application
     assert len({*application.downloaded.texts}) == 3
     assert len({*application.demo.texts}) >= 2  # the horizon's critic knows no third
     kinds = [
-        [layer.kind for layer in case.overlay.layers] if case.overlay else None
+        [[layer.kind for layer in overlay.layers] for overlay in drawn(case)]
         for case in (application.demo, application.downloaded)
     ]
     assert kinds[0] == kinds[1]
@@ -67,6 +75,11 @@ def test_both_cases_draw_one_kind_of_overlay_and_have_other_wordings(application
 
 @pytest.mark.parametrize("application", APPLICATIONS, ids=lambda application: application.name)
 def test_the_demo_is_taught_what_is_measured(application):
+    if application is applications.SLIDER:
+        recipe = SLIDERS["horizon"]().recipe
+        assert application.demo.overlay == recipe.questions[0].overlay
+        assert {name: getattr(recipe, name) for name in application.demo.settings} == application.demo.settings
+        return
     control = CATALOGUE[CONTROLS.get(application.name, "horizon")].make()
     (asked,) = control.asked
     assert application.demo.texts[0] == asked.text
@@ -93,15 +106,16 @@ def test_new_prompts_are_twenty_after_five():
 
 @pytest.mark.comfyui
 @pytest.mark.parametrize(("case", "size"), [case for case in CASES if case.values[0].overlay])
-def test_the_node_draws_the_overlay(nodes, case, size):
+def test_the_nodes_draw_the_overlay(nodes, case, size):
     from templates.drawn import overlay_node
 
-    made = overlay_node(case.overlay)
-    kind = nodes[made.type]
-    defaults = {i.id: i.default for i in kind.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    drawn = kind.execute(**{**defaults, **made.widgets}).args[0]
-    grey = torch.full((1, 3, size, size), 0.5)
-    torch.testing.assert_close(drawn.apply(grey), case.overlay.apply(grey), atol=0.05, rtol=0)
+    for overlay in drawn(case):
+        made = overlay_node(overlay)
+        kind = nodes[made.type]
+        defaults = {i.id: i.default for i in kind.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+        found = kind.execute(**{**defaults, **made.widgets}).args[0]
+        grey = torch.full((1, 3, size, size), 0.5)
+        torch.testing.assert_close(found.apply(grey), overlay.apply(grey), atol=0.05, rtol=0)
 
 
 def test_every_definition_has_its_file_and_every_file_its_picture():

@@ -7,9 +7,9 @@ Needs ComfyUI and Chromium, as the live tests do. Thumbnails are made by `tools/
 
 from __future__ import annotations
 
-from .applications import COMMONSENSE, COMPOSITION, HORIZON, LINE_WEIGHT, NEW_PROMPTS, PALETTE, RELATIVE_DEPTH
+from .applications import COMMONSENSE, COMPOSITION, HORIZON, LINE_WEIGHT, NEW_PROMPTS, PALETTE, RELATIVE_DEPTH, SLIDER
 from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, STROKES, Z_IMAGE_TURBO
-from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, USE_A_SAVED_LORA
+from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, TWO_CONTROLS, USE_A_SAVED_LORA, USE_A_SLIDER
 from .teaching import template
 
 LESSONS = {
@@ -32,10 +32,14 @@ LESSONS = {
     "20_flux_schnell_teach_commonsense": (COMMONSENSE, FLUX_SCHNELL),
     "21_demo_teach_for_new_prompts": (NEW_PROMPTS, DEMO),
     "22_flux_schnell_teach_for_new_prompts": (NEW_PROMPTS, FLUX_SCHNELL),
+    "23_demo_teach_a_slider": (SLIDER, DEMO),
+    "24_flux_schnell_teach_a_slider": (SLIDER, FLUX_SCHNELL),
 }
 TEMPLATES = {
     **{name: template(application, models) for name, (application, models) in LESSONS.items()},
     "03_demo_use_a_saved_lora": USE_A_SAVED_LORA,
+    "25_demo_use_a_slider": USE_A_SLIDER,
+    "26_demo_two_controls": TWO_CONTROLS,
     "04_demo_score_pictures": SCORE_PICTURES,
     "06_demo_teach_a_horizon.app": APP,
 }

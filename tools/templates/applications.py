@@ -7,6 +7,7 @@ from dataclasses import replace
 from dual_process import overlays
 from dual_process.demo import questions
 from dual_process.demo.controls import horizon_control, night_control, palette_control
+from dual_process.demo.sliders import SETTINGS as SLIDER_SETTINGS
 from dual_process.demo.strokes.controls import (
     MOVING_STEPS,
     composition_control,
@@ -16,6 +17,7 @@ from dual_process.demo.strokes.controls import (
 
 from .teaching import Application, Case, as_in
 
+LONGER = {"train_steps": MOVING_STEPS}
 _LANDSCAPES = (
     "a photo of a wide landscape at noon",
     "a painting of a harbour town by the sea",
@@ -31,6 +33,22 @@ HORIZON = Application(
     change="Drag the line below *Draw* of *Horizon Overlay* and run again.",
     demo=Case(overlays.horizon(0.3), questions.HORIZON, hint="Next: **03_demo_use_a_saved_lora**."),
     downloaded=Case(overlay=overlays.horizon(0.3), prompts=_LANDSCAPES, held_out=_OTHER_LANDSCAPES),
+)
+_ENDS = overlays.between(overlays.horizon(0.3), overlays.horizon(0.7))
+SLIDER = Application(
+    "slider",
+    "a slider",
+    asks="The red line lies at another height in each batch, and the LoRA learns them all: one training, a slider for "
+    "the horizon. Two files are saved.",
+    change="Then open **25_demo_use_a_slider**. Other ends: change *position* of both overlays and run again.",
+    demo=Case(_ENDS, questions.HORIZON, settings=SLIDER_SETTINGS),
+    downloaded=Case(
+        _ENDS,
+        prompts=_LANDSCAPES,
+        held_out=_OTHER_LANDSCAPES,
+        settings=SLIDER_SETTINGS,
+        hint="How many steps a large model wants is not known yet: watch the pictures.",
+    ),
 )
 _PALETTE = palette_control()
 PALETTE = Application(
@@ -76,7 +94,7 @@ RELATIVE_DEPTH = Application(
     asks="The critic is asked whether Point B is in the foreground and Point A in the background, and the LoRA learns "
     "to place things so.",
     change="Open *Draw* and drag the points, or swap A and B in the question, and run again.",
-    demo=replace(as_in(depth_control()), train_steps=MOVING_STEPS),
+    demo=replace(as_in(depth_control()), settings=LONGER),
     downloaded=Case(
         overlay=overlays.depth([(0.3, 0.35), (0.7, 0.75)], order="BA"),
         prompts=(
@@ -94,7 +112,7 @@ COMPOSITION = Application(
     asks="The critic is asked whether the picture is composed as the red annotations say, and the LoRA learns to put "
     "things there.",
     change="Open *Draw* of *Composition Overlay*, drag the regions and lines and run again.",
-    demo=replace(as_in(composition_control()), train_steps=MOVING_STEPS),
+    demo=replace(as_in(composition_control()), settings=LONGER),
     downloaded=Case(
         overlay=overlays.composition(
             regions=[(0.05, 0.6, 0.9, 0.35, "this region is a large expanse like a field")],

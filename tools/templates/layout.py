@@ -8,7 +8,6 @@ from typing import Any
 from .parts import Template
 
 TITLE, GAP, MARGIN, HEAD = 30, 26, 12, 52  # pixels: a node's title, between nodes, around a group, a group's title
-BETWEEN = 60  # columns
 
 
 def lay_out(template: Template, sizes: Mapping[str, Sequence[float]], note_height: float) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def lay_out(template: Template, sizes: Mapping[str, Sequence[float]], note_heigh
             y += TITLE + height + GAP
         groups.append([title, x - MARGIN, -HEAD, width + 2 * MARGIN, y - GAP + HEAD + MARGIN])
         ends.append((x, y + MARGIN + GAP))
-        x += width + BETWEEN
+        x += width + template.between
     left, below = ends[template.note_below]
     note = {"text": template.note, "pos": [left, below + TITLE], "size": [template.note_width, note_height]}
     return {"places": places, "groups": groups, "note": note}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .applications import HORIZON
 from .drawn import FOLDED
 from .models import DEMO
-from .parts import App, Blueprint, Node, Template
+from .parts import App, Blueprint, Columns, Node, Template
 from .teaching import columns, distill
 
 SAMPLER = {
@@ -15,13 +17,27 @@ SAMPLER = {
     "scheduler": "simple",
     "control_after_generate": "fixed",
 }
+SHIPPED = "dual_process_demo"  # the folder of LoRAs that ship with the pack
+
+
+def sample(model: str, seed: int = 7) -> Node:
+    """A sampler of `text` with a model, "key.output"."""
+    text = {"positive": "text.CONDITIONING", "negative": "text.CONDITIONING"}
+    return Node("KSampler", {"seed": seed, **SAMPLER}, {"model": model, **text, "latent_image": "latent.LATENT"}, 300)
+
+
+def lora(name: str, model: str) -> Node:
+    """One that ships with the pack, at strength 1."""
+    return Node("LoraLoaderModelOnly", {"lora_name": f"{SHIPPED}/{name}.safetensors"}, {"model": model}, 300)
+
+
 USE_A_SAVED_LORA = Template(
     columns={
         "1  Model, LoRA and prompt": {
             **DEMO.loaders,
             "lora": Node(
                 "LoraLoader",
-                {"lora_name": "dual_process_demo/horizon_at_0.30.safetensors"},
+                {"lora_name": f"{SHIPPED}/horizon_at_0.30.safetensors"},
                 {"model": "demo.model", "clip": "demo.clip"},
                 300,
             ),
@@ -35,28 +51,8 @@ USE_A_SAVED_LORA = Template(
             "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 4}, width=300),
         },
         "2  Without and with the LoRA": {
-            "without": Node(
-                "KSampler",
-                {"seed": 7, **SAMPLER},
-                {
-                    "model": "demo.model",
-                    "positive": "text.CONDITIONING",
-                    "negative": "text.CONDITIONING",
-                    "latent_image": "latent.LATENT",
-                },
-                300,
-            ),
-            "with": Node(
-                "KSampler",
-                {"seed": 7, **SAMPLER},
-                {
-                    "model": "lora.MODEL",
-                    "positive": "text.CONDITIONING",
-                    "negative": "text.CONDITIONING",
-                    "latent_image": "latent.LATENT",
-                },
-                300,
-            ),
+            "without": sample("demo.model"),
+            "with": sample("lora.MODEL"),
         },
         "3  Decode and draw the line": {
             "decode_without": Node("VAEDecode", {}, {"samples": "without.LATENT", "vae": "demo.vae"}, 260),
@@ -79,6 +75,51 @@ USE_A_SAVED_LORA = Template(
     "(press R to refresh the list).",
     note_width=280,
 )
+
+
+def text_to_image(loras: Mapping[str, Node], model: str, text: str) -> Columns:
+    """A plain graph of the demo model with nodes that load LoRAs, behind which the model is "key.output"."""
+    return {
+        "1  Model, LoRA and prompt": {
+            **DEMO.loaders,
+            **loras,
+            "text": Node("CLIPTextEncode", {"text": text}, {"clip": "demo.clip"}, 300, 100),
+            "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 4}, width=300),
+        },
+        "2  Pictures": {
+            "sample": sample(model),
+            "decode": Node("VAEDecode", {}, {"samples": "sample.LATENT", "vae": "demo.vae"}, 300),
+        },
+        "3  Look": {"shown": Node("PreviewImage", {}, {"images": "decode.IMAGE"}, 300, 320)},
+    }
+
+
+SLIDER = Node(
+    "DualProcessSlider",
+    {"lora_name": f"{SHIPPED}/horizon_slider.safetensors", "value": -0.5},
+    {"model": "demo.model"},
+    300,
+    240,  # with what the value is
+)
+USE_A_SLIDER = Template(
+    text_to_image({"slider": SLIDER}, "slider.model", "a sunset sky over the grass with a house"),
+    note="## Use a slider\n\nPress **Run**, drag *value* of *Slider* and run again: the node says what it is, such as "
+    "“horizon at 40 %”. This slider ships with the pack. Choose your own after running "
+    "**23_demo_teach_a_slider** (press R to refresh the list).",
+    note_width=280,
+)
+TWO_CONTROLS = Template(
+    text_to_image(
+        {"horizon": lora("horizon_at_0.30", "demo.model"), "night": lora("night", "horizon.MODEL")},
+        "night.MODEL",
+        "the grass under a sky with a house",
+    ),
+    note="## Two controls at once\n\nPress **Run**. One LoRA puts the horizon at 30 %, the other makes it night, which "
+    "the prompt does not say. Both were trained alone and ship with the pack. Bypass either to see the other.\n\n"
+    "**Controls that disturb each other**, such as a horizon and a palette: connect the first LoRA's MODEL to "
+    "*Distill LoRA* when you train the second.",
+    note_width=280,
+)
 SCORE_PICTURES = Template(
     columns={
         "1  Model and prompt": {
@@ -87,17 +128,7 @@ SCORE_PICTURES = Template(
             "latent": Node("EmptyLatentImage", {"width": 112, "height": 112, "batch_size": 3}, width=300),
         },
         "2  Pictures": {
-            "sample": Node(
-                "KSampler",
-                {"seed": 3, **SAMPLER},
-                {
-                    "model": "demo.model",
-                    "positive": "text.CONDITIONING",
-                    "negative": "text.CONDITIONING",
-                    "latent_image": "latent.LATENT",
-                },
-                300,
-            ),
+            "sample": sample("demo.model", 3),
             "decode": Node("VAEDecode", {}, {"samples": "sample.LATENT", "vae": "demo.vae"}, 300),
         },
         "3  Questions": {

@@ -41,6 +41,7 @@ class Template:
     note_width: int = 300
     note_below: int = -1  # the column that it stands below
     lowered: Mapping[int, int] = field(default_factory=lambda: {1: 110})  # columns that wires go past, above the nodes
+    between: int = 60  # pixels between columns
     app: App | None = None  # opens in app mode; the file's name ends in .app, by which ComfyUI lists apps
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dual_process.evaluation.control import Control
-from dual_process.overlays import Overlay
+from dual_process.overlays import Overlay, Range
 
 from .drawn import FOLDED, overlay_node
 from .models import Models
 from .parts import Columns, Node, Template
 
+NARROW, CLOSE = 250, 40  # widths of nodes and between columns, in pixels, where there are five
 POSTFIX = " Answer with Yes or No."  # for large critics
 WEIGHTS = {"anchors": "anchor_weight", "structure": "structure_weight"}  # widgets of penalties
 
@@ -26,16 +27,16 @@ class Case:
         wordings: of the question, the first is asked; the overlay's own if there are none.
         prompts, held_out: of Training Prompts; the node's own if there are none.
         penalties: weights that differ from the preset's.
-        train_steps: the preset's if 0.
+        settings: of the training, that differ from the preset's.
         hint: the note's, about these models only.
     """
 
-    overlay: Overlay | None = None
+    overlay: Overlay | Range | None = None
     wordings: Sequence[str] = ()
     prompts: Sequence[str] = ()
     held_out: Sequence[str] = ()
     penalties: Mapping[str, float] = field(default_factory=dict)
-    train_steps: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
     hint: str = ""
 
     @property
@@ -74,7 +75,8 @@ def distill(source: Mapping[str, str], settings: Mapping[str, Any] | None = None
 def columns(application: Application, models: Models) -> Columns:
     """From models and prompts to the saved LoRA."""
     case = application.downloaded if models.downloaded else application.demo
-    width = 320 if models.downloaded else 300
+    ranged = isinstance(case.overlay, Range)
+    width = NARROW if ranged else 320 if models.downloaded else 300
     height = 370 if not models.downloaded else 200 if models.guided else 240
     critic_above, critic_beside = ({}, models.critic_loader) if models.guided else (models.critic_loader, {})
     name = f"{models.name}_{application.name}" if models.downloaded else application.name
@@ -83,24 +85,26 @@ def columns(application: Application, models: Models) -> Columns:
     if models.guided:
         source["negative"] = "empty.CONDITIONING"
         empty["empty"] = Node("CLIPTextEncode", {"text": ""}, {"clip": models.clip}, width, 90, "Empty prompt")
-    overlay = {}
-    if case.overlay is not None:
+    overlay, ends = {}, {}
+    if isinstance(case.overlay, Range):
+        ends = range_nodes(case.overlay)
+    elif case.overlay is not None:
         drawn = replace(overlay_node(case.overlay), width=width)
         overlay["overlay"] = replace(drawn, properties=FOLDED) if models.downloaded else drawn
-    return {
-        "1  Models and prompts": {
-            **models.loaders,
-            **critic_above,
+    steps = {
+        "Models and prompts": {
+            **{key: replace(node, width=width) for key, node in {**models.loaders, **critic_above}.items()},
             "prompts": Node("DualProcessTrainingPrompts", prompts, {"clip": models.clip}, width, height),
             **empty,
         },
-        "2  What the critic is asked": {
+        "From one end to the other": ends,
+        "What the critic is asked": {
             **critic_beside,
             **overlay,
             "question": Node(
                 "DualProcessVLMQuestion",
                 {"question": case.texts[0] + POSTFIX * models.downloaded},
-                {"overlay": "overlay.overlay"} if overlay else {},
+                {"overlay": "overlay.overlay"} if overlay or ends else {},
                 width,
                 224 if models.downloaded else None,
             ),
@@ -111,28 +115,47 @@ def columns(application: Application, models: Models) -> Columns:
                 width=width,
             ),
         },
-        "3  Train and watch": {
+        "Train and watch": {
             "distill": distill(
                 source,
                 {
                     **{WEIGHTS[name]: weight for name, weight in case.penalties.items()},
-                    **({"train_steps": case.train_steps} if case.train_steps else {}),
+                    **case.settings,
                 },
                 prompts="prompts.prompts",
                 loss="loss.loss",
             ),
         },
-        "4  Save": {
+        "Save": {
             "save": Node(
-                "DualProcessSaveDistilledLoRA", {"name": f"dual_process/{name}"}, {"lora": "distill.lora"}, 300
+                "DualProcessSaveDistilledLoRA",
+                {"name": f"dual_process/{name}"},
+                {"lora": "distill.lora"},
+                NARROW if ranged else 300,
             ),
         },
     }
+    filled = [(title, nodes) for title, nodes in steps.items() if nodes]
+    return {f"{number}  {title}": nodes for number, (title, nodes) in enumerate(filled, start=1)}
+
+
+def range_nodes(ends: Range) -> dict[str, Node]:
+    """Both ends of a range, folded, and what joins them."""
+    drawn = {
+        key: replace(overlay_node(end), width=NARROW, properties=FOLDED, title=f"{key.title()} end")
+        for key, end in (("first", ends.first), ("last", ends.last))
+    }
+    inputs = {"first": "first.overlay", "last": "last.overlay"}
+    return {**drawn, "overlay": Node("DualProcessOverlayRange", inputs=inputs, width=NARROW)}
 
 
 def template(application: Application, models: Models) -> Template:
-    lowered = {1: 20} if models.downloaded else {1: 110}
-    return Template(columns(application, models), note(application, models), lowered=lowered)
+    made = columns(application, models)
+    space = 20 if models.downloaded else 110
+    lowered = dict.fromkeys(range(1, len(made) - 2), space)
+    if len(made) == 5:
+        return Template(made, note(application, models), note_width=NARROW, lowered=lowered, between=CLOSE)
+    return Template(made, note(application, models), lowered=lowered)
 
 
 def note(application: Application, models: Models) -> str:
