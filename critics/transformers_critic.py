@@ -324,10 +324,11 @@ class TransformersCritic:
         length = row.text_side["input_ids"].shape[1]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and length > limit:
+            fewer = f", or fewer than {len(references)} references" if references else ""
             raise CriticError(
                 f"The question with its pictures takes {length} tokens, but the critic's context ends at {limit}. "
                 f"Shorten the question {text[:60]!r}, or show smaller images (max_size) than "
-                f"{images.shape[-1]}×{images.shape[-2]}, or less than {len(references)} references."
+                f"{images.shape[-1]}×{images.shape[-2]}{fewer}."
             )
         return row
 

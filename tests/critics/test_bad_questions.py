@@ -47,7 +47,7 @@ def test_images_may_exceed_the_range_by_rounding(critics, images, ask):
         ("dark ?", "\u200b", "is nothing to the critic's tokenizer"),
         ("dark ?", "zebra", "does not know every word of the answer 'zebra'"),
         ("dark " * 600 + "?", "Yes", r"takes \d{3} tokens, but the critic's context ends at 512. Shorten the question"),
-        ("is <|image_pad|> dark ?", "Yes", r"processor refused a 84×56 image.*image_pad"),
+        ("is <|image_pad|> dark ?", "Yes", r"processor refused pictures of 84×56 pixels.*image_pad"),
     ],
 )
 def test_questions(critics, images, ask, text, answer, message):

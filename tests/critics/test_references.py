@@ -96,7 +96,7 @@ def test_more_pictures_than_the_context_holds(critics, images, ask):
     text = critic.model.config.get_text_config()
     limit, text.max_position_embeddings = text.max_position_embeddings, 40
     try:
-        with pytest.raises(CriticError, match=r"context ends at 40.* or less than 5 references"):
+        with pytest.raises(CriticError, match=r"context ends at 40.* or fewer than 5 references"):
             critic.log_likelihood(images, [ask("how dark ?", "Yes", (WIDE, TALL) * 2 + (WIDE,))])
     finally:
         text.max_position_embeddings = limit

@@ -42,7 +42,7 @@ WRONG = {
     "question longer than the critic reads": (
         "set('VLMQuestion', 'question', 'Is the horizon of the scene '.repeat(40))",
         "Distill",
-        "The question with its image takes",
+        "The question with its pictures takes",
     ),
     "no folder of a critic": (
         "add('DualProcessLoadVLMCritic', {}, 'VQALoss', 'critic')",
