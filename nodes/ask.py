@@ -96,7 +96,8 @@ def ask_about(
         scores = score({own[0].critic: critic}, Samples(picture, [0], None), own)[0]
         for index, p in zip(members, scores.exp().tolist(), strict=True):
             probabilities[index] = p
-            replies[index] = critic.answer(seen[-1], asked[index].text, max_new_tokens, asked[index].references)[0]
+            beside = {"references": asked[index].references} if asked[index].references else {}
+            replies[index] = critic.answer(seen[-1], asked[index].text, max_new_tokens, **beside)[0]
     return seen[0], probabilities, replies
 
 
