@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from .applications import HORIZON
 from .drawn import FOLDED
 from .models import DEMO
-from .parts import App, Blueprint, Columns, Node, Template
+from .parts import SPACE, App, Blueprint, Columns, Node, Template
 from .teaching import columns, distill
 
 SAMPLER = {
@@ -158,7 +158,7 @@ SCORE_PICTURES = Template(
     "cannot tell a good picture from a bad one, training will not either.\n\nPut *Load Image* in the "
     "place of the sampler for your own pictures, and *Load VLM Critic* in that of the demo critic.",
     note_below=0,
-    lowered={1: 110, 2: 110},
+    lowered={1: SPACE, 2: SPACE},
 )
 _COLUMNS = columns(HORIZON, DEMO)
 APP = Template(

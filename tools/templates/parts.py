@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+SPACE = 98  # pixels above a column that wires go past
+
 
 @dataclass(frozen=True)
 class Node:
@@ -40,7 +42,7 @@ class Template:
     note: str
     note_width: int = 300
     note_below: int = -1  # the column that it stands below
-    lowered: Mapping[int, int] = field(default_factory=lambda: {1: 110})  # columns that wires go past, above the nodes
+    lowered: Mapping[int, int] = field(default_factory=lambda: {1: SPACE})  # columns, by wires above them
     between: int = 60  # pixels between columns
     app: App | None = None  # opens in app mode; the file's name ends in .app, by which ComfyUI lists apps
 

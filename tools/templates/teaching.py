@@ -11,7 +11,7 @@ from dual_process.overlays import Overlay, Range
 
 from .drawn import FOLDED, overlay_node
 from .models import Models
-from .parts import Columns, Node, Template
+from .parts import SPACE, Columns, Node, Template
 
 NARROW, CLOSE = 250, 40  # widths of nodes and between columns, in pixels, where there are five
 POSTFIX = " Answer with Yes or No."  # for large critics
@@ -151,7 +151,7 @@ def range_nodes(ends: Range) -> dict[str, Node]:
 
 def template(application: Application, models: Models) -> Template:
     made = columns(application, models)
-    space = 20 if models.downloaded else 110
+    space = 20 if models.downloaded else SPACE
     lowered = dict.fromkeys(range(1, len(made) - 2), space)
     if len(made) == 5:
         return Template(made, note(application, models), note_width=NARROW, lowered=lowered, between=CLOSE)
