@@ -10,7 +10,9 @@ from ..core.errors import (
     RecipeError,
     StopRequested,
 )
+from ..core.picture import Picture
 from ..core.protocols import Critic, Draw, Estimate, Generator, ModelInfo, Overlay, Sampling
+from .favourites import LIKENESS, Favourites, Picks
 from .loop import distill
 from .presets import GENERAL, PRESETS, Preset, keep_questions, preset_for
 from .question import Question
@@ -29,6 +31,7 @@ from .wordings import guard_questions, overlay_questions
 
 __all__ = [
     "GENERAL",
+    "LIKENESS",
     "PRESETS",
     "Anchors",
     "Critic",
@@ -41,12 +44,15 @@ __all__ = [
     "DualProcessError",
     "EnoughLearned",
     "Estimate",
+    "Favourites",
     "Generator",
     "GeneratorError",
     "LoraFileError",
     "ModelInfo",
     "Overlay",
     "OverlayError",
+    "Picks",
+    "Picture",
     "Preset",
     "Preview",
     "Question",
