@@ -92,8 +92,8 @@ def ask_about(
     seen, probabilities, replies = [], [0.0] * len(asked), [""] * len(asked)
     for _, overlay, members in group_questions(asked):
         seen.append(picture if overlay is None else overlay.apply(picture))
-        own = [asked[index] for index in members]
-        scores = score({own[0].critic: critic}, Samples(picture, [0], None), own)[0]
+        own = [replace(asked[index], overlay=None) for index in members]  # it is drawn already
+        scores = score({own[0].critic: critic}, Samples(seen[-1], [0], None), own)[0]
         for index, p in zip(members, scores.exp().tolist(), strict=True):
             probabilities[index] = p
             beside = {"references": asked[index].references} if asked[index].references else {}
