@@ -39,16 +39,13 @@ LORA, PICTURES = "lora.", "pictures"  # of a round's tensors in the file
 
 @dataclass(frozen=True)
 class Picks:
-    """What a person has marked of a round's candidates, by their numbers from 0.
-
-    Raises:
-        RecipeError: nothing is marked, everything is a favourite, or a picture is both.
-    """
+    """What a person has marked of a round's candidates, by their numbers from 0."""
 
     liked: tuple[int, ...]
     rejected: tuple[int, ...] = ()
 
     def check(self, count: int) -> None:
+        """Raises RecipeError if nothing of `count` pictures is marked, all have one mark, or one has both."""
         marked = (*self.liked, *self.rejected)
         if not marked:
             raise RecipeError("No picture is marked: mark at least one as a favourite, or reject one.")
@@ -166,7 +163,7 @@ class Favourites:
             train: `distill`, or for example `functools.partial(distill, on_step=…)`.
 
         Raises:
-            RecipeError: see `Picks`. Whatever is raised, the rounds stay as they are.
+            RecipeError: see `Picks.check`. Whatever is raised, the rounds stay as they are.
         """
         picks.check(self.shown)
         pictures, questions = self.candidates(), self.questions(picks)
