@@ -7,7 +7,7 @@ that was rejected? Prompts and controls that are hard to put into words need non
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,49 @@ class Picks:
     liked: tuple[int, ...]
     rejected: tuple[int, ...] = ()
 
+    @classmethod
+    def parse(cls, line: str) -> Picks:
+        """The marks of a line such as "1 4 -6": numbers from 1, those of rejected pictures with a minus.
+
+        Raises:
+            RecipeError: something else stands in it.
+        """
+        try:
+            numbers = [int(word) for word in line.replace(",", " ").split()]
+        except ValueError:
+            numbers = [0]
+        if 0 in numbers:
+            raise RecipeError(
+                f"Expected the numbers of pictures from 1, with a minus where one is rejected, such as '1 4 -6', got "
+                f"{line!r}."
+            )
+        return cls(tuple(sorted({n - 1 for n in numbers if n > 0})), tuple(sorted({-n - 1 for n in numbers if n < 0})))
+
+    @property
+    def line(self) -> str:
+        """As `parse` reads it."""
+        return " ".join([*(str(n + 1) for n in self.liked), *(str(-n - 1) for n in self.rejected)])
+
     def check(self, count: int) -> None:
         """Raises RecipeError if nothing of `count` pictures is marked, all have one mark, or one has both."""
         marked = (*self.liked, *self.rejected)
         if not marked:
             raise RecipeError("No picture is marked: mark at least one as a favourite, or reject one.")
         if wrong := sorted(n for n in marked if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < count):
-            raise RecipeError(f"Expected marks of the pictures 0 to {count - 1}, got {wrong}.")
+            raise RecipeError(f"Expected marks of {count} pictures, got one of {_named(wrong)}.")
         if both := sorted({*self.liked} & {*self.rejected}):
-            raise RecipeError(f"The pictures {both} are marked as favourites and rejected at once: take one mark away.")
+            raise RecipeError(f"Marked as favourite and as rejected at once: {_named(both)}. Take one mark away.")
         if len({*self.liked}) == count or len({*self.rejected}) == count:
             raise RecipeError("Every picture has the same mark, so that none says what the others lack: mark fewer.")
+
+
+def _named(numbers: Sequence[int]) -> str:
+    """Counted as a person counts them."""
+    return ", ".join(f"picture {n + 1}" if isinstance(n, int) else repr(n) for n in numbers)
+
+
+def _in_8_bits(pictures: Tensor) -> Tensor:
+    return (pictures.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -64,6 +96,7 @@ class Round:
     pictures: Tensor
     picks: Picks
     lora: Mapping[str, Tensor]  # by the names of `generator.lora_parameters()`
+    metadata: Mapping[str, str]  # how it was made, for a saved file
 
     def marked(self) -> list[tuple[Picture, bool]]:
         """The marked pictures, and whether each is a favourite."""
@@ -108,27 +141,31 @@ class Favourites:
         self.rounds: list[Round] = []
         self._candidates: Tensor | None = None
 
-    def candidates(self) -> Tensor:
-        """This round's pictures, [shown, 3, H, W] in [0, 1] on the CPU: held-out prompts in turn, new noises."""
+    def candidates(self, on_picture: Callable[[int, int], None] | None = None) -> Tensor:
+        """This round's pictures, [shown, 3, H, W] in [0, 1] on the CPU: held-out prompts in turn, new noises.
+
+        Args:
+            on_picture: called after each with how many are made, and of how many.
+        """
         if self._candidates is None:
             self._take_up()
-            indices, seeds = self._draw()
-            scale = 1.0 if self.rounds else 0.0
-            made = [
-                self.generator.sample([index], [seed], lora_scale=scale, sampling=self.recipe.sampling)
-                for index, seed in zip(indices, seeds, strict=True)
-            ]
-            self._candidates = torch.cat(made).float().cpu()
+            scale, made = 1.0 if self.rounds else 0.0, []
+            for index, seed in zip(self.prompt_indices(len(self.rounds)), self._seeds(), strict=True):
+                made.append(self.generator.sample([index], [seed], lora_scale=scale, sampling=self.recipe.sampling))
+                if on_picture is not None:
+                    on_picture(len(made), self.shown)
+            self._candidates = _in_8_bits(torch.cat(made)).cpu().float() / 255  # as they are kept
         return self._candidates
 
-    def _draw(self) -> tuple[list[int], list[int]]:
-        """Prompts and noises of the candidates."""
+    def prompt_indices(self, number: int) -> list[int]:
+        """Of the generator's prompts those that round `number`, counted from 0, shows."""
         first = len(self.recipe.prompts)
         of = range(first, self.generator.num_prompts) or range(self.generator.num_prompts)
-        number = len(self.rounds)
-        random = np.random.default_rng([self.recipe.seed, number, 0, CANDIDATE_STREAM])
-        indices = [of[(number * self.shown + place) % len(of)] for place in range(self.shown)]
-        return indices, [int(seed) for seed in random.integers(2**63, size=self.shown)]
+        return [of[(number * self.shown + place) % len(of)] for place in range(self.shown)]
+
+    def _seeds(self) -> list[int]:
+        random = np.random.default_rng([self.recipe.seed, len(self.rounds), 0, CANDIDATE_STREAM])
+        return [int(seed) for seed in random.integers(2**63, size=self.shown)]
 
     def _take_up(self) -> None:
         """Gives the generator the LoRA of the last round."""
@@ -141,7 +178,7 @@ class Favourites:
 
     def questions(self, picks: Picks) -> tuple[Question, ...]:
         """What a round asks that ends with these picks: about each of the newest marked pictures, and the recipe's."""
-        this = Round(self.candidates(), picks, {})
+        this = Round(self.candidates(), picks, {}, {})
         marked = [pair for past in (*self.rounds, this) for pair in past.marked()][-REFERENCES:]
         compares, *others = self.recipe.questions
         unlike, alike = compares.scale[0], compares.scale[-1]
@@ -171,7 +208,9 @@ class Favourites:
         initial = dict(self.rounds[-1].lora) if self.rounds else None
         result = train(self.generator, self.critic, plan, initial_lora=initial)
         lora = {name: p.detach().to("cpu", copy=True) for name, p in self.generator.lora_parameters().items()}
-        self.rounds.append(Round(pictures, picks, lora))
+        self.rounds.append(
+            Round(pictures, picks, lora, result.metadata(f"Favourites of {len(self.rounds) + 1} rounds"))
+        )
         self._candidates = None
         return result
 
@@ -187,11 +226,22 @@ class Favourites:
         del self.rounds[-rounds:]
         self._take_up()
 
+    def keep(self, picks: Sequence[Picks]) -> Sequence[Picks]:
+        """Undoes the rounds from the first one that was marked otherwise; those of `picks` that are still to come."""
+        same = 0
+        for past, own in zip(self.rounds, picks, strict=False):
+            if past.picks != own:
+                break
+            same += 1
+        if same < len(self.rounds):
+            self.undo(len(self.rounds) - same)
+        return picks[same:]
+
     def save(self, path: str | Path) -> Path:
         """Writes all rounds with their pictures; atomic. Raises LoraFileError if the file cannot be written."""
         tensors = {}
         for number, past in enumerate(self.rounds):
-            tensors[f"{number}.{PICTURES}"] = (past.pictures * 255).round().to(torch.uint8)
+            tensors[f"{number}.{PICTURES}"] = _in_8_bits(past.pictures)
             tensors |= {f"{number}.{LORA}{name}": tensor for name, tensor in past.lora.items()}
         said = {
             "version": VERSION,
@@ -199,17 +249,27 @@ class Favourites:
             "shown": self.shown,
             "base_model": self.generator.info.weights_sha256,
             "picks": [asdict(past.picks) for past in self.rounds],
+            "metadata": [dict(past.metadata) for past in self.rounds],
         }
         return write_tensors(path, tensors, {KEY: json.dumps(said)})
 
     @classmethod
     def load(
-        cls, path: str | Path, generator: Generator, critic: Critic | Mapping[str, Critic], build_overlay: Any = None
+        cls,
+        path: str | Path,
+        generator: Generator,
+        critic: Critic | Mapping[str, Critic],
+        build_overlay: Any = None,
+        recipe: Recipe | None = None,
     ) -> Favourites:
-        """Takes up the rounds of a file, see `Recipe.from_dict` for `build_overlay`.
+        """Takes up the rounds of a file.
+
+        Args:
+            build_overlay: see `Recipe.from_dict`.
+            recipe: how the next rounds train, with the LoRA of those that are over; the file's by default.
 
         Raises:
-            LoraFileError: no such file, or one of another base model.
+            LoraFileError: no such file, or one of another base model or version.
         """
         tensors, metadata = read_tensors(path)
         if KEY not in metadata:
@@ -217,17 +277,19 @@ class Favourites:
                 f"{path} holds no rounds of favourites. Give the file that `Favourites.save` has written."
             )
         said = json.loads(metadata[KEY])
+        if said["version"] != VERSION:
+            raise LoraFileError(f"{path} is of another version of the pack ({said['version']}, here {VERSION}).")
         if said["base_model"] != generator.info.weights_sha256:
             raise LoraFileError("These rounds were made on another base model. Go on with the model they started from.")
-        recipe = Recipe.from_dict(said["recipe"], build_overlay)
-        made = cls(generator, critic, recipe, said["shown"])
-        for number, picks in enumerate(said["picks"]):
+        made = cls(generator, critic, recipe or Recipe.from_dict(said["recipe"], build_overlay), said["shown"])
+        for number, (picks, metadata) in enumerate(zip(said["picks"], said["metadata"], strict=True)):
             own = f"{number}.{LORA}"
             made.rounds.append(
                 Round(
                     tensors[f"{number}.{PICTURES}"].float() / 255,
                     Picks(tuple(picks["liked"]), tuple(picks["rejected"])),
                     {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)},
+                    metadata,
                 )
             )
         made._take_up()
