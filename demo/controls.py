@@ -41,8 +41,8 @@ _TRAINED = [
     *(caption(Words(t, g, OBJECTS[1 + (i + j) % 3])) for i, t in enumerate(TIMES) for j, g in enumerate(GROUNDS)),
 ]
 _HELD_OUT = [caption(Words(t, g, o), 1) for o in ("none", "tree", "ball") for t in TIMES for g in GROUNDS]
-_SILENT = [caption(Words(None, g, o)) for g in GROUNDS for o in ("none", "house")]
-_HELD_OUT_SILENT = [caption(Words(None, g, o), 1) for o in ("none", "tree", "ball") for g in GROUNDS]
+SILENT = [caption(Words(None, g, o)) for g in GROUNDS for o in ("none", "house")]
+HELD_OUT_SILENT = [caption(Words(None, g, o), 1) for o in ("none", "tree", "ball") for g in GROUNDS]
 
 # The limits lie between runs whose pictures fell apart and runs that kept them; docs/evaluation.md has the figures.
 KEPT = (
@@ -186,9 +186,9 @@ def night_control(seed: int = 0, **changes: Any) -> Control:
 
     return Control(
         name="night",
-        recipe=_recipe((question, *keep_questions(PRESETS["demo"], _SILENT)), _SILENT, seed, **changes),
+        recipe=_recipe((question, *keep_questions(PRESETS["demo"], SILENT)), SILENT, seed, **changes),
         asked=(question,),
-        held_out=tuple(_HELD_OUT_SILENT),
+        held_out=tuple(HELD_OUT_SILENT),
         measure=measure,
         target=Bound("night_share", "higher", 0.2, name="the share of night pictures"),
         guards=(*KEPT, HORIZON_KEPT),

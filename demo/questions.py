@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ..critics.prompting import with_references
+from ..distillation.favourites import LIKENESS
+
 POSTFIX = " Answer with Yes or No."
 
 HORIZON = (
@@ -17,6 +20,12 @@ TIME = ("Is it {}?", "Is this a {} scene?", "Is the image a picture of {}?")
 THING = ("Is there {} in the image?", "Does the image show {}?")
 
 
+STYLE = (  # of the judged picture and picture A: its colors, wherever the horizon is and whatever stands there
+    "Is the first picture in the same style as picture A?",
+    "Does the first picture have the style of picture A?",
+)
+
+
 def all_texts() -> list[str]:
     """Every text that the tokenizer must know."""
     times = [t.format(w) for t in TIME for w in ("day", "sunset", "night")]
@@ -25,3 +34,8 @@ def all_texts() -> list[str]:
     ]
     extra = "Ignoring the line color , at an dark bright red point A B line weight closer foreground background"
     return [*HORIZON, *PALETTE, *times, *things, POSTFIX, extra]
+
+
+def comparing_texts() -> list[str]:
+    """What the comparing critic must know beside."""
+    return [with_references(text, 1) for text in (LIKENESS.text, *STYLE)] + [*LIKENESS.grades]

@@ -46,13 +46,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def critic_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The critic's tokenizer: it knows the words of `texts`, as they are written and in lower case."""
-    words = {"user", "assistant", "system", "Yes", "No"}
+def _words(texts: Iterable[str]) -> set[str]:
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    for text in texts:
-        words |= {w for t in (text, text.lower()) for w, _ in split.pre_tokenize_str(t)}
-    tokenizer = _word_level([PAD, EOS, UNKNOWN, *CHAT_TOKENS, *sorted(words)])
+    return {w for text in texts for t in (text, text.lower()) for w, _ in split.pre_tokenize_str(t)}
+
+
+def critic_tokenizer(texts: Iterable[str], later: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """The critic's tokenizer: it knows the words of `texts`, as they are written and in lower case.
+
+    Args:
+        later: texts whose words were learnt later: their numbers come behind all others.
+    """
+    words = {"user", "assistant", "system", "Yes", "No"} | _words(texts)
+    tokenizer = _word_level([PAD, EOS, UNKNOWN, *CHAT_TOKENS, *sorted(words), *sorted(_words(later) - words)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

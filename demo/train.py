@@ -1,7 +1,8 @@
 """Remakes the models of a demo world: `python -m dual_process.demo.train --work DIR --world strokes`.
 
-The VAE comes first; then the generator and the critic train side by side, one core each. Every stage logs, draws
-pictures, and goes on from its checkpoint when it is started again.
+The VAE comes first; then the generator and the critic train side by side, one core each; last the landscapes' critic
+learns to compare two pictures. Every stage logs, draws pictures, and goes on from its checkpoint when it is started
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .strokes.training import generator as strokes_generator
 from .strokes.training import vae as strokes_vae
 from .training import critic, generator, vae
 from .training.common import Run
-from .training.export import export
+from .training.comparing import train_comparing
+from .training.export import export, export_adapter
 
 
 class World(str, Enum):
@@ -39,6 +41,7 @@ class Stage(str, Enum):
     generator = "generator"
     critic = "critic"
     export = "export"
+    comparing = "comparing"
 
 
 # How each world's VAE, generator and critic are trained, and where its weights belong.
@@ -76,6 +79,9 @@ def main(
         train_critic(run, made)
     elif stage == Stage.export:
         export(output or weights, made, train_generator(run, made), train_critic(run, made))
+    elif stage == Stage.comparing and world == World.landscapes:
+        folder = output or weights
+        export_adapter(folder / "comparing", train_comparing(run, folder / "critic", made))
 
 
 def _run_all(options: list[str], output: Path | None) -> None:
@@ -85,7 +91,7 @@ def _run_all(options: list[str], output: Path | None) -> None:
     def start(stage: Stage) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "dual_process.demo.train", "--stage", stage.value, *options])
 
-    for side_by_side in ([Stage.vae], [Stage.generator, Stage.critic], [Stage.export]):
+    for side_by_side in ([Stage.vae], [Stage.generator, Stage.critic], [Stage.export], [Stage.comparing]):
         processes = [start(stage) for stage in side_by_side]
         if any([p.wait() for p in processes]):
             raise typer.Exit(1)

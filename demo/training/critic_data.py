@@ -42,15 +42,22 @@ def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator) -> P
         batch, night = _blend_to_night(batch, generator)
         pictures = render(batch)
         if part // 64 % 3:
-            with torch.autocast("cpu", torch.bfloat16):
-                latents = vae.encoder(pictures * 2 - 1).float()
-                strength = torch.rand(64, 1, 1, 1, generator=generator) * 0.35
-                pictures = (vae.decoder(latents + strength * torch.randn(latents.shape, generator=generator)) + 1) / 2
+            pictures = as_generated(pictures, vae, generator)
         images.append((pictures.float().clamp(0, 1) * 255).round().byte())
         scenes.append(batch)
         nights.append(night)
     merged = {name: torch.cat([getattr(s, name) for s in scenes]) for name in vars(scenes[0])}
     return Pool(torch.cat(images), Scenes(**merged), torch.cat(nights))
+
+
+@torch.no_grad()
+def as_generated(pictures: Tensor, vae: AutoencoderTiny, generator: torch.Generator) -> Tensor:
+    """Pictures [B, 3, 112, 112] in [0, 1] seen through the VAE, with some noise in the latents."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encoder(pictures * 2 - 1).float()
+        strength = torch.rand(len(pictures), 1, 1, 1, generator=generator) * 0.35
+        decoded = vae.decoder(latents + strength * torch.randn(latents.shape, generator=generator))
+    return ((decoded + 1) / 2).float().clamp(0, 1)
 
 
 def _blend_to_night(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, Tensor]:

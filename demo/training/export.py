@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from peft import PeftModel
 
 from .critic import CriticWithHeads
 from .generator import TextToVelocity
@@ -33,6 +34,14 @@ def export(folder: Path, vae: AutoencoderTiny, generator: TextToVelocity, critic
         _load_in_float32(folder / "pipeline" / encoder / "config.json")
     half(critic.model).save_pretrained(folder / "critic")
     critic.processor.save_pretrained(folder / "critic")
+
+
+def export_adapter(folder: Path, model: PeftModel) -> None:
+    """Writes an adapter of the critic beside it into `folder`, in float16, as PEFT does, but for its model card."""
+    model = copy.deepcopy(model).half()
+    model.peft_config["default"].base_model_name_or_path = "critic"
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()
 
 
 def _load_in_float32(config: Path) -> None:
