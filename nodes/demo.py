@@ -93,4 +93,33 @@ class LoadDemoStrokes(io.ComfyNode):
         return _load(WEIGHTS, PRESET)
 
 
-NODES = [LoadDemoModels, LoadDemoStrokes]
+class LoadDemoComparingCritic(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DualProcessLoadDemoComparingCritic",
+            display_name="Load Demo Comparing Critic",
+            category=CATEGORY,
+            description="The critic of Load Demo Models after a lesson in comparing: asked with a reference, it says "
+            "how alike two of these landscapes are, from 1 to 5, or whether they have the same style. For Pick "
+            "Favourites and for references of VLM Question.",
+            search_aliases=["dual process demo", "reference", "compare", "favourites"],
+            inputs=[],
+            outputs=[
+                Critic.Output(
+                    display_name="critic",
+                    tooltip="A Qwen2.5-VL of 2 M parameters that compares a landscape with one reference, and still "
+                    "answers what it knew before.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..demo.comparing import load_comparing_critic
+
+        with outside_inference_mode():
+            return io.NodeOutput(load_comparing_critic())
+
+
+NODES = [LoadDemoModels, LoadDemoStrokes, LoadDemoComparingCritic]

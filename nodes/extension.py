@@ -13,7 +13,7 @@ from .view import add_routes
 
 MODULES = (
     *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving", "sliders"),
-    *("distill_sockets", "annotations"),
+    *("favourites", "distill_sockets", "annotations"),
 )
 log = logging.getLogger(__name__)
 

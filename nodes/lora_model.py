@@ -37,10 +37,10 @@ class TrainedLora(dict[str, Tensor]):
     def of(cls, result: Any, workflow: dict[str, str], verdict: dict[str, Any] | None = None) -> TrainedLora:
         """The LoRA of a `DistillationResult`; `workflow` and `verdict` are added to its metadata."""
         metadata = {**result.metadata("Dual-process LoRA", verdict), **workflow}
-        lora = cls(result.lora_state_dict(COMFYUI), _in_diffusers_names(result), metadata)
+        lora = cls(result.lora_state_dict(COMFYUI), in_diffusers_names(result), metadata)
         if result.follows_slider:
             native = result.lora_state_dict(COMFYUI, slider=True)
-            lora.slider = cls(native, _in_diffusers_names(result, slider=True), metadata)
+            lora.slider = cls(native, in_diffusers_names(result, slider=True), metadata)
         return lora
 
     def named(self, format: str) -> dict[str, Tensor]:
@@ -49,11 +49,12 @@ class TrainedLora(dict[str, Tensor]):
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _in_diffusers_names(result: Any, slider: bool = False) -> dict[str, Tensor] | None:
+def in_diffusers_names(source: Any, slider: bool = False) -> dict[str, Tensor] | None:
+    """The LoRA of a result, or of a generator; None where diffusers has no names for it."""
     from ..core.errors import GeneratorError, LoraFileError
 
     try:
-        return result.lora_state_dict(DIFFUSERS, slider)
+        return source.lora_state_dict(DIFFUSERS, slider)
     except (GeneratorError, LoraFileError):  # a model, or a layer, that diffusers does not have
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 AUTO = "auto"
@@ -15,6 +16,17 @@ PENALTY_WIDGETS = {
     "anchors": "anchor_weight",
     "structure": "structure_weight",
 }
+
+
+# Widgets of Distill LoRA as they are where nobody has touched them.
+UNTOUCHED: Mapping[str, Any] = MappingProxyType(
+    {
+        **dict.fromkeys(("train_steps", "learning_rate", "rank", "lora_alpha", "batch_size", "anchor_pool"), 0),
+        **dict.fromkeys(("width", "height", "steps"), 0),
+        **dict.fromkeys(("cfg", *PENALTY_WIDGETS.values()), -1.0),
+        **dict.fromkeys(("lr_schedule", "scheduler", "lora_targets"), FROM_PRESET),
+    }
+)
 
 
 @dataclass(frozen=True)

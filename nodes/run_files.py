@@ -26,6 +26,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "dual_process" / "runs"
 
 
+def favourites_folder() -> Path:
+    """Where the sessions of Pick Favourites lie."""
+    return Path(folder_paths.get_output_directory()) / "dual_process" / "favourites"
+
+
 def is_key(text: Any) -> bool:
     """Whether a text can be the end of a run folder's name: what comes from a browser is not trusted."""
     return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{8,40}", text) is not None

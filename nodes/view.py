@@ -20,7 +20,7 @@ from server import PromptServer
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from .run_files import is_key, new_run_folder, newest_run
+from .run_files import favourites_folder, is_key, new_run_folder, newest_run
 
 KEY = "dual_process_view"  # the node's property
 STATE = "state.json"
@@ -213,7 +213,8 @@ def state_of(key: str) -> dict[str, Any] | None:
 
 
 def add_routes() -> None:
-    """GET the state and the pictures of a run, POST that it is to stop and keep what is there."""
+    """GET the state and the pictures of a run or of a session of Pick Favourites; POST that a run is to stop and keep
+    what is there."""
     from aiohttp import web
 
     routes = PromptServer.instance.routes
@@ -228,6 +229,15 @@ def add_routes() -> None:
         if folder is None or not re.fullmatch(r"(before|now)_\d{1,2}\.jpg", name) or not (folder / name).is_file():
             return web.Response(status=404)
         return web.FileResponse(folder / name, headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/dual_process/favourites/{session}/{name}")
+    async def favourites(request: Any) -> Any:
+        session, name = request.match_info["session"], request.match_info["name"]
+        known = is_key(session) and re.fullmatch(rf"{re.escape(STATE)}|round_\d{{1,4}}_\d{{1,2}}\.jpg", name)
+        path = favourites_folder() / session / name
+        if not known or not path.is_file():
+            return web.Response(status=404)
+        return web.FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     @routes.post("/dual_process/runs/{key}/stop")
     async def stop(request: Any) -> Any:

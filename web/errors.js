@@ -7,7 +7,7 @@ const PREFIX = "DualProcess";
 const shown = []; // what to take away again
 
 /** The node of an id such as "7", or "3:7" where it is in a subgraph; null in a tab with another graph. */
-function find(id, type) {
+export function find(id, type) {
   const node = String(id)
     .split(":")
     .reduce((found, part) => (found?.subgraph ?? found)?.getNodeById?.(part), app.rootGraph ?? app.graph);

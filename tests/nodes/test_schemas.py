@@ -18,6 +18,7 @@ INPUTS = {
     "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download", "max_size"],
     "LoadDemoModels": [],
     "LoadDemoStrokes": [],
+    "LoadDemoComparingCritic": [],
     "CriticFromCLIP": ["clip", "max_size"],
     "VLMQuestion": [
         "question",
@@ -53,6 +54,10 @@ INPUTS = {
     "TrainingPrompts": ["clip", "text", "held_out", "file", "guidance"],
     "PromptsFromConditionings": ["texts", "prompts", "conditionings"],
     "LoadDistillationCheckpoint": ["run"],
+    "PickFavourites": [
+        *("model", "vae", "prompts", "critic", "picks", "preset", "round_steps", "learning_rate", "seed", "latent"),
+        *("negative", "candidates", "comparison", "rank", "memory"),
+    ],
     "Distill": [
         *("model", "vae", "prompts", "loss", "preset", "train_steps", "learning_rate", "seed", "latent", "negative"),
         *("sigmas", "resume", "referee", "width", "height", "batch_size", "steps", "scheduler", "cfg", "rank"),
@@ -81,6 +86,7 @@ def test_a_module_that_fails_takes_no_other_nodes_with_it(pack, nodes, monkeypat
     assert {node.GET_SCHEMA().node_id for node in found} == set(nodes) - {
         "DualProcessLoadDemoModels",
         "DualProcessLoadDemoStrokes",
+        "DualProcessLoadDemoComparingCritic",
     }
     (record,) = caplog.records
     reason = "ModuleNotFoundError" if broken == "import" else "ZeroDivisionError: division by zero"
