@@ -5,7 +5,9 @@
     done
     PYTHONPATH=tools python tools/thumbnails.py output
 
-Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo_teach_for_new_prompts has saved.
+Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo_teach_for_new_prompts has saved,
+`output/demo_style` what 27_demo_style_by_reference, `output/demo_favourites` what 29_demo_pick_favourites after four
+rounds of a person who likes nights.
 Thumbnails whose LoRA is not there are left as they are. Those of the slider and of two controls show LoRAs that
 ship with the pack.
 """
@@ -22,6 +24,7 @@ from diffusers import FluxPipeline
 from PIL import Image, ImageDraw, ImageFont
 from templates import LESSONS
 from templates.applications import COMMONSENSE, HORIZON, RELATIVE_DEPTH, SLIDER
+from templates.by_pictures import FAVOURITES, REFERENCE, STYLE_BY_REFERENCE
 from templates.models import STROKES
 from templates.teaching import Application
 from torch import Tensor
@@ -109,6 +112,7 @@ def main(runs: Path) -> None:
             score(before, after)
     slider()
     two_controls()
+    by_pictures(runs)
 
 
 def slider() -> None:
@@ -145,6 +149,26 @@ def two_controls() -> None:
         generator = load_generator(pipeline, prompts=list(SILENT), device="cpu", **size)
         rows.append((title, generator.sample((0, 1, 2), SEEDS)))
     sheet(rows, "26_demo_two_controls")
+
+
+def by_pictures(runs: Path) -> None:
+    """The style of a reference, and four rounds of favourites."""
+    generator, _ = demo.load([REFERENCE])
+    reference = ("picture A", generator.sample((0,), (7,)))
+    for folder, names, rows, after, prompts in (
+        ("demo_style", STYLE_BY_REFERENCE, [reference], "in the style of A", PROMPTS),
+        ("demo_favourites", FAVOURITES, [], "after four rounds of nights", SILENT),
+    ):
+        path = runs / folder / "lora.safetensors"
+        if not path.is_file():
+            continue
+        generator, _ = demo.load(prompts)
+        before = generator.sample((0, 1, 2), SEEDS)
+        lora, metadata = read_tensors(path)
+        generator.load_lora_state_dict(lora, json.loads(metadata["dual_process.recipe"])["lora_targets"])
+        rows = [*rows, ("before", before), (after, generator.sample((0, 1, 2), SEEDS, lora_scale=1.0))]
+        for name in names:
+            sheet(rows, name, foot="" if "_demo_" in name else "For Flux schnell. Pictures: the demo model.")
 
 
 def score(before: Tensor, after: Tensor) -> None:

@@ -8,6 +8,7 @@ Needs ComfyUI and Chromium, as the live tests do. Thumbnails are made by `tools/
 from __future__ import annotations
 
 from .applications import COMMONSENSE, COMPOSITION, HORIZON, LINE_WEIGHT, NEW_PROMPTS, PALETTE, RELATIVE_DEPTH, SLIDER
+from .by_pictures import FAVOURITES, STYLE_BY_REFERENCE
 from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, STROKES, Z_IMAGE_TURBO
 from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, TWO_CONTROLS, USE_A_SAVED_LORA, USE_A_SLIDER
 from .teaching import template
@@ -40,6 +41,8 @@ TEMPLATES = {
     "03_demo_use_a_saved_lora": USE_A_SAVED_LORA,
     "25_demo_use_a_slider": USE_A_SLIDER,
     "26_demo_two_controls": TWO_CONTROLS,
+    **STYLE_BY_REFERENCE,
+    **FAVOURITES,
     "04_demo_score_pictures": SCORE_PICTURES,
     "06_demo_teach_a_horizon.app": APP,
 }

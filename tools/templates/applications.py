@@ -18,13 +18,13 @@ from dual_process.demo.strokes.controls import (
 from .teaching import Application, Case, as_in
 
 LONGER = {"train_steps": MOVING_STEPS}
-_LANDSCAPES = (
+LANDSCAPES = (
     "a photo of a wide landscape at noon",
     "a painting of a harbour town by the sea",
     "a photo of a desert road at sunset",
     "a photo of a wheat field under clouds",
 )
-_OTHER_LANDSCAPES = ("a photo of a lighthouse on a rocky shore", "a watercolour of a mountain lake")
+OTHER_LANDSCAPES = ("a photo of a lighthouse on a rocky shore", "a watercolour of a mountain lake")
 
 HORIZON = Application(
     "horizon",
@@ -32,7 +32,7 @@ HORIZON = Application(
     asks="The critic is asked whether a red line lies on the horizon, and the LoRA learns to put it there.",
     change="Drag the line below *Draw* of *Horizon Overlay* and run again.",
     demo=Case(overlays.horizon(0.3), questions.HORIZON, hint="Next: **03_demo_use_a_saved_lora**."),
-    downloaded=Case(overlay=overlays.horizon(0.3), prompts=_LANDSCAPES, held_out=_OTHER_LANDSCAPES),
+    downloaded=Case(overlay=overlays.horizon(0.3), prompts=LANDSCAPES, held_out=OTHER_LANDSCAPES),
 )
 _ENDS = overlays.between(overlays.horizon(0.3), overlays.horizon(0.7))
 SLIDER = Application(
@@ -44,8 +44,8 @@ SLIDER = Application(
     demo=Case(_ENDS, questions.HORIZON, settings=SLIDER_SETTINGS),
     downloaded=Case(
         _ENDS,
-        prompts=_LANDSCAPES,
-        held_out=_OTHER_LANDSCAPES,
+        prompts=LANDSCAPES,
+        held_out=OTHER_LANDSCAPES,
         settings=SLIDER_SETTINGS,
         hint="How many steps a large model wants is not known yet: watch the pictures.",
     ),
@@ -65,8 +65,8 @@ PALETTE = Application(
     ),
     downloaded=Case(
         overlay=overlays.palette(("#1d3557", "#457b9d", "#f1c27d", "#e07a5f")),
-        prompts=_LANDSCAPES,
-        held_out=_OTHER_LANDSCAPES,
+        prompts=LANDSCAPES,
+        held_out=OTHER_LANDSCAPES,
     ),
 )
 LINE_WEIGHT = Application(
@@ -169,7 +169,7 @@ NEW_PROMPTS = Application(
     ),
     downloaded=Case(
         overlay=overlays.horizon(0.3),
-        prompts=(*_LANDSCAPES, "a photo of a lighthouse on a rocky shore"),
+        prompts=(*LANDSCAPES, "a photo of a lighthouse on a rocky shore"),
         held_out=(
             *("a watercolour of a mountain lake", "a photo of a fishing boat on the open sea"),
             *("an oil painting of a stormy ocean", "a photo of sand dunes at dawn"),

@@ -164,10 +164,10 @@ def note(application: Application, models: Models) -> str:
     title = f"## Teach {application.title}" + (f" to {models.label}" if models.downloaded else "")
     wordings = "Wordings to try:\n" + "".join(f"\n- {text}" for text in case.texts)
     tries = " ".join(filter(None, (application.change, case.hint)))
-    return "\n\n".join((title, application.asks, _start(models), tries, wordings, _own(models)))
+    return "\n\n".join((title, application.asks, start(models), tries, wordings, own_models(models)))
 
 
-def _start(models: Models) -> str:
+def start(models: Models) -> str:
     if not models.downloaded:
         return "Press **Run**: nothing has to be downloaded. It takes a few minutes on a CPU."
     return (
@@ -177,7 +177,7 @@ def _start(models: Models) -> str:
     )
 
 
-def _own(models: Models) -> str:
+def own_models(models: Models) -> str:
     if not models.downloaded:
         return "**Your own model**: put its loaders and *Load VLM Critic* in the demo's place. Write your own prompts."
     return f"**Your own model**: exchange the loaders. End questions to large critics with “{POSTFIX.strip()}”"
