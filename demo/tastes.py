@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..distillation import PRESETS, Recipe, keep_questions
-from ..distillation.favourites import LIKENESS, Picks
+from ..distillation.favourites import LIKENESS, PACE, Picks
 from ..evaluation.measures import horizon_position
 from .controls import HELD_OUT_SILENT, SILENT, palette_class
 from .world import TIMES
@@ -65,6 +65,7 @@ TASTES = {
 
 def taste_recipe(round_steps: int, seed: int = 0, **changes: Any) -> tuple[Recipe, Sequence[str]]:
     """How rounds train on prompts that are silent about the time of day, and the held-out ones that are shown."""
-    settings = {**PRESETS["demo"].recipe, "train_steps": round_steps, **changes}
+    preset = PRESETS["demo"].recipe
+    settings = {**preset, "train_steps": round_steps, "learning_rate": PACE * preset["learning_rate"], **changes}
     kept = keep_questions(PRESETS["demo"], SILENT)
     return Recipe(questions=(LIKENESS, *kept), prompts=tuple(SILENT), seed=seed, **settings), HELD_OUT_SILENT

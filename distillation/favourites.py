@@ -31,6 +31,7 @@ LIKENESS = Question(
     grades=("1", "2", "3", "4", "5"),
 )
 Train = Callable[..., DistillationResult]  # `distill`, or one with its signature
+PACE = 0.5  # share of a whole training's learning rate: rounds add up, and comparisons are easily won by painting
 SHOWN, REFERENCES = 8, 6  # candidates a round; marked pictures that a round learns from, the newest ones
 CANDIDATE_STREAM = 5  # sets these draws apart from those of training
 KEY, VERSION = "dual_process.favourites", "1"

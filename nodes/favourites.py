@@ -79,7 +79,8 @@ class PickFavourites(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=False,
-                    tooltip="How far each step goes. 0: from the preset (5e-5, or 5e-4 for the demo models).",
+                    tooltip="How far each step goes. 0: half of what the preset says for a whole training (2.5e-5, "
+                    "or 2.5e-4 for the demo models), since rounds add up.",
                 ),
                 io.Int.Input(
                     "seed",

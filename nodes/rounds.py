@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -49,7 +50,7 @@ class Session:
 
     def __init__(self, sources: Sources, preset: str, widgets: dict[str, Any], hidden: Any) -> None:
         from ..distillation import Recipe
-        from ..distillation.favourites import Favourites
+        from ..distillation.favourites import PACE, Favourites
 
         self.hidden = hidden
         untouched = {**UNTOUCHED, "train_steps": widgets["round_steps"], **_known(widgets, UNTOUCHED)}
@@ -63,6 +64,8 @@ class Session:
             seed=widgets["seed"],
             **self.plan.recipe,
         )
+        if not widgets["learning_rate"]:
+            self.recipe = replace(self.recipe, learning_rate=PACE * self.recipe.learning_rate)
         self.notes = [*self.plan.notes, *notes_on(sources), *unknown_words(self.plan, self.critics, self.recipe)]
         self.memory = widgets["memory"]
         self.name = _name(self.generator, self.recipe, widgets["candidates"], self.plan)
