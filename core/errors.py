@@ -37,6 +37,10 @@ class LoraFileError(DualProcessError, ValueError):
     """A LoRA or checkpoint file cannot be read, written, or used with this model."""
 
 
+class ProcessError(DualProcessError, ValueError):
+    """A plan, stroke or trajectory that cannot be followed."""
+
+
 class StopRequested(Exception):
     """Raised inside a step by a host that stops its models from within; ends the run as `should_stop` would."""
 

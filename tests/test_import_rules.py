@@ -19,6 +19,7 @@ FOLDERS = (
     "demo",
     "evaluation",
     "nodes",
+    "process",
 )
 COMFY = {  # modules at the root of ComfyUI; its own "nodes" is not ours
     *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution"),
@@ -32,6 +33,7 @@ ROOMS = {  # what each may import of ours besides itself; the folders above them
     "critics": ("core",),
     "overlays": ("core",),
     "generators": ("core",),
+    "process": ("core",),
 }
 
 

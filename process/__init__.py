@@ -1,0 +1,35 @@
+"""Process-driven generation: a picture made along plan, draft, inspect and refine, by any painter and any critic.
+
+This is the process of "Think in Strokes, Not Pixels" (arXiv 2604.04746) with separate models, not its weights.
+"""
+
+from .inspecting import Ledger, gain
+from .painting import Painting, ProcessFailed, Settings, paint
+from .protocols import Canvas, Painter, Thinker
+from .replies import plan_from_reply
+from .states import Fact, Plan, Reading, Reflection, Region, Step, Stroke, Trajectory, plan_from_dict
+from .thinking import CriticThinker, plan_by_rules
+
+__all__ = [
+    "Canvas",
+    "CriticThinker",
+    "Fact",
+    "Ledger",
+    "Painter",
+    "Painting",
+    "Plan",
+    "ProcessFailed",
+    "Reading",
+    "Reflection",
+    "Region",
+    "Settings",
+    "Step",
+    "Stroke",
+    "Thinker",
+    "Trajectory",
+    "gain",
+    "paint",
+    "plan_by_rules",
+    "plan_from_dict",
+    "plan_from_reply",
+]

@@ -1,0 +1,148 @@
+"""What a trajectory leaves: a folder with its JSON and pictures, a filmstrip, and chats that train planners."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.errors import ProcessError
+from ..core.picture import Picture
+from .painting import DRAFT, Painting
+from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Reading, Trajectory
+from .thinking import PLAN, dumps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRAJECTORY, FILMSTRIP = "trajectory.json", "filmstrip.png"
+SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ lost", "#c03a52"), PENDING: ("…", "#888888")}
+UNKNOWN = ("?", "#888888")  # a fact that the critic cannot judge
+CELL, LINE = 2.4, 0.2  # inches: of a picture, and of a line of text
+COLUMNS = 6  # steps in a row
+
+
+def save_painting(painting: Painting, folder: str | Path) -> Path:
+    """Writes `trajectory.json`, each step's picture as PNG, and the filmstrip; the folder."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in painting.pictures.items():
+            (folder / f"{name}.png").write_bytes(Picture.from_tensor(picture[0]).png)
+        filmstrip(painting.trajectory, painting.pictures).savefig(folder / FILMSTRIP)
+        (folder / TRAJECTORY).write_text(painting.trajectory.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise ProcessError(
+            f"The trajectory could not be written into {folder.name}: {error.strerror or error}."
+        ) from error
+    return folder
+
+
+def load_trajectory(folder: str | Path) -> tuple[Trajectory, dict[str, Tensor]]:
+    """A trajectory and its pictures, [1, 3, H, W] in [0, 1] by name.
+
+    Raises:
+        ProcessError: no trajectory there, one that was edited so that it is none, or a picture that is missing.
+    """
+    folder = Path(folder)
+    try:
+        trajectory = Trajectory.from_json((folder / TRAJECTORY).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProcessError(f"Expected a folder with a {TRAJECTORY}, found none in {folder.name}.") from error
+    return trajectory, {step.picture: _read(folder / f"{Path(step.picture).name}.png") for step in trajectory.steps}
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32)
+    except OSError as error:
+        raise ProcessError(
+            f"The trajectory's picture {path.name} is missing or broken; it lies beside its JSON."
+        ) from error
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
+
+
+def filmstrip(trajectory: Trajectory, pictures: dict[str, Tensor]) -> Figure:
+    """A column a step: the instruction, the picture, whether it was kept, and each fact ticked or crossed."""
+    from matplotlib.figure import Figure
+
+    steps, facts = trajectory.steps, {fact.id: fact for fact in trajectory.plan.facts}
+    columns, bands = min(len(steps), COLUMNS), math.ceil(len(steps) / COLUMNS)
+    across, down = next(iter(pictures.values())).shape[:-3:-1]
+    high = CELL * down / across
+    height = high + LINE * (len(facts) + 4)
+    figure = Figure(figsize=(CELL * columns, bands * height + 2 * LINE), layout="constrained", dpi=110)
+    figure.suptitle(textwrap.shorten(trajectory.plan.prompt, 30 * columns), fontsize=11)
+    axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=[high, LINE * (len(facts) + 1)] * bands)
+    for cell in axes.flat:
+        cell.set_axis_off()
+    for number, step in enumerate(steps):
+        band, column = divmod(number, COLUMNS)
+        shown, read = axes[2 * band][column], axes[2 * band + 1][column]
+        shown.imshow(pictures[step.picture][0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        what = DRAFT if step.stroke == DRAFT else step.ins
+        shown.set_title(textwrap.fill(f"{number}. {what}", 30)[:90], fontsize=8)
+        color = "#2e8b4e" if step.accepted else "#c03a52"
+        best = ", the result" if number == trajectory.best else ""
+        shown.add_patch(_frame(shown, color))
+        back = "no better" if step.stroke == DRAFT else f"taken back: {step.reflection.verdict}"
+        lines = [("kept" + best if step.accepted else back, color)]
+        lines += [_line(reading, facts[reading.fact].question) for reading in step.reflection.readings]
+        for row, (text, ink) in enumerate(lines):
+            read.text(0, 1 - row / (len(facts) + 1), text, color=ink, fontsize=7, va="top", transform=read.transAxes)
+    return figure
+
+
+def _frame(cell: Any, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((0, 0), 1, 1, fill=False, edgecolor=color, linewidth=3, transform=cell.transAxes)
+
+
+def _line(reading: Reading, question: str) -> tuple[str, str]:
+    sign, color = SIGNS.get(reading.status, UNKNOWN) if reading.status != UNJUDGED else UNKNOWN
+    return f"{sign} {textwrap.shorten(question, 38, placeholder='…')}", color
+
+
+def chats(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """What planners and inspectors learn from, with pictures by name: the plan, each inspection, each mend."""
+    plan, facts = trajectory.plan, {fact.id: fact for fact in trajectory.plan.facts}
+    boxes = "are fractions of the width and height, from 0 to 1"
+    yield _chat(PLAN.format(prompt=plan.prompt, boxes=boxes), dumps(plan))
+    for step in trajectory.steps:
+        for reading in step.reflection.readings:
+            if reading.status in (HELD, VIOLATED, LOST):
+                other = {"Yes": "No", "No": "Yes"}
+                answer = facts[reading.fact].answer
+                said = answer if reading.status == HELD else other[answer]
+                yield _chat(facts[reading.fact].question, said, step.picture)
+        if step.reflection.instruction:
+            wrong = json.dumps({"wrong": step.reflection.text, "instruction": step.reflection.instruction})
+            yield _chat(
+                f'The picture is to show: "{plan.prompt}". What is wrong, and what mends it?', wrong, step.picture
+            )
+
+
+def _chat(text: str, reply: str, picture: str | None = None) -> dict[str, Any]:
+    shown = [] if picture is None else [{"type": "image", "image": f"{picture}.png"}]
+    return {
+        "messages": [
+            {"role": "user", "content": [*shown, {"type": "text", "text": text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": reply}]},
+        ]
+    }
+
+
+def save_chats(trajectory: Trajectory, path: str | Path) -> Path:
+    """Writes `chats`, one JSON object a line."""
+    path = Path(path)
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats(trajectory)), encoding="utf-8")
+    return path

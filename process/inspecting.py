@@ -1,0 +1,85 @@
+"""Inspection: what the critic says of each fact, and what that means when one knows what has been done so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .protocols import Thinker
+from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Fact, Plan, Reading
+
+HOLDS, FALLS = 0.7, 0.4  # from which P on a fact is held, and below which a held one is lost
+
+
+class Ledger:
+    """What is known of each fact of a plan so far.
+
+    A fact whose stroke has not run is pending and never an error: an unfinished picture is not wrong. One that is
+    also held of a blank canvas says nothing, and decides nothing.
+
+    Attributes:
+        blank: readings of the blank canvas.
+    """
+
+    def __init__(self, plan: Plan, blank: Sequence[Reading] = ()) -> None:
+        self.plan, self.blank = plan, tuple(blank)
+        self._unjudged = {reading.fact for reading in blank if reading.status == UNJUDGED}
+        self._done: set[str] = set()  # strokes that have run
+        self._held: set[str] = set()  # facts that were held by the canvas that is kept
+
+    def run(self, stroke: str) -> None:
+        """A stroke has run: its facts are due."""
+        self._done.add(stroke)
+
+    def keep(self, readings: Sequence[Reading]) -> None:
+        """The canvas of these readings is the one to go on from."""
+        self._held = {reading.fact for reading in readings if reading.status == HELD}
+
+    def readings(self, p: Sequence[float]) -> tuple[Reading, ...]:
+        """What P of each of the plan's facts, in their order, means now."""
+        return tuple(self._read(fact, value) for fact, value in zip(self.plan.facts, p, strict=True))
+
+    def _read(self, fact: Fact, p: float) -> Reading:
+        if fact.id in self._unjudged:
+            status = UNJUDGED
+        elif p >= HOLDS:
+            status = HELD
+        elif fact.id in self._held:
+            status = LOST if p < FALLS else HELD
+        elif fact.stroke is not None and fact.stroke not in self._done:
+            status = PENDING
+        else:
+            status = VIOLATED
+        return Reading(fact.id, p, status)
+
+
+def read_blank(thinker: Thinker, like: Tensor, facts: Sequence[Fact]) -> tuple[Reading, ...]:
+    """What the critic says of a grey canvas of the picture's size: facts that are held there are unjudged."""
+    p = thinker.read(torch.full_like(like, 0.5), facts)
+    return tuple(
+        Reading(fact.id, value, UNJUDGED if value >= HOLDS else VIOLATED) for fact, value in zip(facts, p, strict=True)
+    )
+
+
+def always_says(blank: Sequence[Reading], facts: Mapping[str, Fact]) -> str | None:
+    """ "Yes" or "No", where the critic gives this answer to every fact of a blank canvas, whatever is asked."""
+    if not blank or any(reading.status != UNJUDGED for reading in blank):
+        return None
+    answers = {facts[reading.fact].answer for reading in blank}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def gain(readings: Sequence[Reading]) -> tuple[int, float]:
+    """By what canvases are compared: how many facts are held, then the mean log P of those that can be judged."""
+    judged = [reading for reading in readings if reading.status != UNJUDGED]
+    held = sum(reading.status == HELD for reading in judged)
+    return held, sum(math.log(max(r.p, 1e-6)) for r in judged) / max(1, len(judged))
+
+
+def failing(readings: Sequence[Reading], facts: Sequence[Fact], of: Collection[str] = (VIOLATED, LOST)) -> list[Fact]:
+    """Facts that a picture violates or has lost."""
+    wrong = {reading.fact for reading in readings if reading.status in of}
+    return [fact for fact in facts if fact.id in wrong]

@@ -1,0 +1,69 @@
+"""What a trajectory leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fake_models import SlotPainter, SlotThinker, plan
+
+from dual_process.core.errors import ProcessError
+from dual_process.process import Settings, paint
+from dual_process.process.files import chats, filmstrip, load_trajectory, save_chats, save_painting
+
+
+@pytest.fixture
+def painting():
+    return paint(plan(2), SlotPainter(0.5, spoils={"s1": 0}), SlotThinker(plan(2)), Settings(budget=9), seed=1)
+
+
+def test_a_folder_brings_back_the_trajectory_and_its_pictures(painting, tmp_path):
+    folder = save_painting(painting, tmp_path / "way")
+    trajectory, pictures = load_trajectory(folder)
+    assert trajectory == painting.trajectory
+    assert pictures.keys() == painting.pictures.keys()
+    for name, picture in pictures.items():
+        assert (picture - painting.pictures[name]).abs().max() <= 0.51 / 255
+    (folder / "step_01.png").unlink()
+    with pytest.raises(ProcessError, match=r"picture step_01.png is missing or broken"):
+        load_trajectory(folder)
+    with pytest.raises(ProcessError, match=r"folder with a trajectory.json, found none in empty"):
+        load_trajectory(tmp_path / "empty")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProcessError, match="could not be written into way: "):
+        save_painting(painting, tmp_path / "file" / "way")
+
+
+def test_a_name_from_a_file_leads_nowhere_else(painting, tmp_path):
+    folder = save_painting(painting, tmp_path / "way")
+    data = json.loads((folder / "trajectory.json").read_text())
+    data["steps"][0]["picture"] = "../../secret"
+    (folder / "trajectory.json").write_text(json.dumps(data))
+    with pytest.raises(ProcessError, match=r"picture secret.png is missing"):
+        load_trajectory(folder)
+
+
+def test_the_filmstrip_has_a_column_a_step_with_what_was_asked_and_found(painting):
+    figure = filmstrip(painting.trajectory, painting.pictures)
+    texts = [text.get_text() for cell in figure.axes for text in [*cell.texts, cell.title]]
+    for number, step in enumerate(painting.trajectory.steps[1:], start=1):
+        what = "draft" if step.stroke == "draft" else step.ins
+        assert any(text.startswith(f"{number}. {what}"[:20]) for text in texts)
+    assert any(text.startswith("✓ ") for text in texts)
+    assert any(text.startswith("✗ ") for text in texts)
+    assert any(text.startswith("taken back") for text in texts)
+    assert sum("the result" in text for text in texts) == 1
+
+
+def test_chats_hold_the_plan_each_certain_reading_and_each_mend(painting, tmp_path):
+    made = list(chats(painting.trajectory))
+    assert json.loads(made[0]["messages"][1]["content"][0]["text"])["facts"][0]["question"] == plan(2).facts[0].question
+    pictures = {m["content"][0]["image"] for c in made[1:] for m in c["messages"] if m["content"][0]["type"] == "image"}
+    assert pictures <= {f"{name}.png" for name in painting.pictures}
+    readings = [r for step in painting.trajectory.steps for r in step.reflection.readings if r.status != "pending"]
+    mends = [step for step in painting.trajectory.steps if step.reflection.instruction]
+    assert len(made) == 1 + len(readings) + len(mends)
+    lines = save_chats(painting.trajectory, tmp_path / "chats.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == made
+    assert torch.is_tensor(painting.picture)
