@@ -29,7 +29,9 @@ def files():
 
 
 def test_at_most_15_megabytes():
-    assert sum(p.stat().st_size for p in files()) <= 15_000_000
+    """The lesson in comparing, which came later, counts with the second world: 32 MB together."""
+    first = [p for p in files() if WEIGHTS / "comparing" not in p.parents]
+    assert sum(p.stat().st_size for p in first) <= 15_000_000
 
 
 def test_no_pickle_and_no_code():
