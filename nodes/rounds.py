@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,12 +27,11 @@ from .progress import Progress
 from .run_files import favourites_folder
 from .saving import workflow_metadata
 from .teaching import Sources, kept_by_the_preset, notes_on, prepare, unknown_words
-from .training import critics_and_questions, keep
+from .training import critics_and_questions, keep, written_down
 from .view import PICTURE_SIZE, STATE
 
 ROUNDS = "rounds.safetensors"
 EVENT = "dual_process.favourites"
-log = logging.getLogger(__name__)
 
 
 class Session:
@@ -128,7 +126,6 @@ class Session:
         return pictures
 
     def _train(self, generator: Any, critics: Any, recipe: Any, **options: Any) -> Any:
-        from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError
         from ..distillation.fallback import distill_by_plan
 
         progress = Progress(recipe, self.hidden.unique_id, has_view=True)
@@ -142,21 +139,15 @@ class Session:
             self._say(f"looking for anchors, picture {done} of {total}")
 
         memory = fit(generator, critics, recipe, self.memory, True)
-        with ExitStack() as stack:
-            try:
-                result = distill_by_plan(
-                    *(generator, critics, recipe, memory.expected, memory.sizes),
-                    arranging(generator, critics, stack),
-                    on_step=on_step,
-                    on_anchor=on_anchor,
-                    should_stop=progress.is_cancelled,
-                    **options,
-                )
-            except DistillationDiverged as error:
-                raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
-            except DistillationFailed as error:
-                log.error("%s It is %s", error, keep(error.result))
-                raise error.cause from None  # ComfyUI knows what to do where memory is full
+        with ExitStack() as stack, written_down(keep):
+            result = distill_by_plan(
+                *(generator, critics, recipe, memory.expected, memory.sizes),
+                arranging(generator, critics, stack),
+                on_step=on_step,
+                on_anchor=on_anchor,
+                should_stop=progress.is_cancelled,
+                **options,
+            )
         if result.stop_reason == "interrupted" or progress.is_cancelled():
             comfy.model_management.interrupt_current_processing(False)
             raise comfy.model_management.InterruptProcessingException()

@@ -21,7 +21,7 @@ from .plan import FROM_PRESET, Plan, make_plan
 from .progress import Progress
 from .run_files import Checkpoints, write_report
 from .saving import workflow_metadata
-from .training import critics_and_questions, keep
+from .training import critics_and_questions, keep, written_down
 from .types import PromptSet, VqaTerms, to_comfy
 from .view import View, view_key
 
@@ -254,10 +254,9 @@ class Teaching:
         Raises:
             DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
         """
-        from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError
         from ..distillation.fallback import distill_by_plan
 
-        try:
+        with written_down(self.keep):
             return distill_by_plan(
                 self.generator,
                 self.critics,
@@ -272,11 +271,6 @@ class Teaching:
                 observers=observers,
                 initial_lora=initial,
             )
-        except DistillationDiverged as error:
-            raise DualProcessError(f"{error} The LoRA so far is {self.keep(error.result)}.") from error
-        except DistillationFailed as error:
-            log.error("%s It is %s", error, self.keep(error.result))
-            raise error.cause from None  # ComfyUI knows what to do where memory is full
 
     # How it ends
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -75,9 +75,9 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
         InterruptProcessingException: the user cancelled.
         DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
     """
-    from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError, distill
+    from ..distillation import distill
 
-    try:
+    with written_down(keep):
         result = distill(
             generator,
             critics,
@@ -87,14 +87,27 @@ def train(generator: Any, critics: dict[str, Any], recipe: Any, progress: Progre
             take_turns=take_turns,
             on_anchor=progress.on_anchor,
         )
+    if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step
+        stop(result)
+    return result
+
+
+@contextmanager
+def written_down(keep: Callable[[Any], str]) -> Iterator[None]:
+    """A training inside that fails or goes astray is first written down by `keep`, which gives the LoRA's name.
+
+    Raises:
+        DualProcessError: the numbers went astray; the message says where the last good LoRA lies.
+    """
+    from ..distillation import DistillationDiverged, DistillationFailed, DualProcessError
+
+    try:
+        yield
     except DistillationDiverged as error:
         raise DualProcessError(f"{error} The LoRA so far is {keep(error.result)}.") from error
     except DistillationFailed as error:
         log.error("%s It is %s", error, keep(error.result))
         raise error.cause from None  # ComfyUI knows what to do where memory is full
-    if result.stop_reason == "interrupted" or progress.is_cancelled():  # the latter: during the last step
-        stop(result)
-    return result
 
 
 @contextmanager
