@@ -51,8 +51,8 @@ class Session:
         from ..distillation.favourites import PACE, Favourites
 
         self.hidden = hidden
-        untouched = {**UNTOUCHED, "train_steps": widgets["round_steps"], **_known(widgets, UNTOUCHED)}
-        self.plan, self.generator = prepare(sources, preset, untouched)
+        known = {"train_steps": widgets["round_steps"], **{name: widgets[name] for name in ("learning_rate", "rank")}}
+        self.plan, self.generator = prepare(sources, preset, {**UNTOUCHED, **known})
         self.critics, questions = critics_and_questions(sources.loss)
         kept = kept_by_the_preset(sources, self.plan, questions, FROM_PRESET)
         self.recipe = Recipe(
@@ -82,13 +82,15 @@ class Session:
             InterruptProcessingException: the user cancelled; the rounds before stay.
         """
         favourites = self.favourites
-        for own in favourites.keep(picks):
+        to_come = favourites.keep(picks)
+        for own in to_come:
             self._shown()
             self._say("getting ready")
             favourites.pick(own, self._train)
             favourites.save(self.folder / ROUNDS)
         shown = self._shown()
-        favourites.save(self.folder / ROUNDS)
+        if not to_come:  # else the last round has been written
+            favourites.save(self.folder / ROUNDS)
         self._write()
         return shown
 
@@ -161,10 +163,6 @@ class Session:
 
     def _write(self) -> None:
         (self.folder / STATE).write_text(json.dumps(self.state()), encoding="utf-8")
-
-
-def _known(widgets: dict[str, Any], names: Any) -> dict[str, Any]:
-    return {name: value for name, value in widgets.items() if name in names}
 
 
 def _name(generator: Any, recipe: Any, candidates: int, plan: Any) -> str:
