@@ -21,10 +21,10 @@ from ...critics.patches import multiply_patches
 from ...critics.prompting import with_references
 from ...distillation.favourites import LIKENESS
 from ..comparing import comparing_processor
-from ..questions import POSTFIX, STYLE
+from ..questions import STYLE
 from ..world import Scenes, random_scenes, render
 from .common import Checkpoint, Run, cosine, set_learning_rate
-from .critic_data import LOGIT, Pool, add_false_horizons, as_generated, augment, make_lesson, make_pool
+from .critic_data import LOGIT, Pool, add_false_horizons, as_generated, augment, make_lesson, make_pool, worded
 
 STEPS, POOL, RELATED = 2500, 4096, 3  # steps; judged pictures; references that share something with each of them
 LESSONS = 192  # batches of the old lessons, so that nothing is forgotten
@@ -199,8 +199,8 @@ def train_comparing(run: Run, critic: Path, vae: AutoencoderTiny) -> PeftModel:
     base = load_model(critic, torch.device("cpu"), torch.float32, None)
     multiply_patches(base)
     base.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    kept = {"embed_tokens", "lm_head"}
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TOWER, modules_to_save=[*kept]))
+    words = ["embed_tokens", "lm_head"]  # the new ones have rows of their own
+    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TOWER, modules_to_save=words))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint = Checkpoint(run.folder / "comparing.safetensors", {"adapter": model}, [optimizer])
@@ -240,7 +240,7 @@ def _lesson(language: Language, seen: Seen, generator: torch.Generator) -> tuple
         tokens[:half], [with_references(LIKENESS.text, 1)] * half, [*LIKENESS.grades], grade_shares(alike)
     )
     yes_no = torch.stack([style, 1 - style], dim=1)
-    texts = [with_references(_word(STYLE, random), 1) for _ in range(half)]
+    texts = [with_references(worded(str(random.choice(STYLE)), random), 1) for _ in range(half)]
     styled, answers = language.loss(tokens[half:], texts, ["Yes", "No"], yes_no)
     old = torch.randint(len(seen.lessons), (ASKED,), generator=generator)
     p = seen.yes[old]
@@ -254,8 +254,3 @@ def _lesson(language: Language, seen: Seen, generator: torch.Generator) -> tuple
         "style": float((answers[:, 0].exp() - style).abs().mean()),
         "before": float((before[:, 0].exp() - p).abs().mean()),
     }
-
-
-def _word(wordings: tuple[str, ...], random: np.random.Generator) -> str:
-    text = str(random.choice(wordings)) + (POSTFIX if random.random() < 0.4 else "")
-    return text.lower() if random.random() < 0.1 else text

@@ -180,7 +180,7 @@ def make_lesson(pool: Pool, generator: torch.Generator, hardened: bool = False) 
         ]
     )
     heads = {name: torch.tensor([row.heads.get(name, -100) for row in rows]) for name in HEADS}
-    questions = [_word(row.question, random) for row in rows]
+    questions = [worded(row.question, random) for row in rows]
     logits = torch.tensor([row.logit for row in rows]).lerp(
         torch.tensor([row.mixture.logit if row.mixture else 0.0 for row in rows]), covered
     )
@@ -199,7 +199,7 @@ class _Exercise:
     mixture: Mixture | None = None
 
 
-def _word(question: str, random: np.random.Generator) -> str:
+def worded(question: str, random: np.random.Generator) -> str:
     question += POSTFIX if random.random() < 0.4 else ""
     return question.lower() if random.random() < 0.1 else question
 
