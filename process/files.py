@@ -17,8 +17,8 @@ from torch import Tensor
 from ..core.errors import ProcessError
 from ..core.picture import Picture
 from .painting import DRAFT, Painting
-from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Reading, Trajectory
-from .thinking import PLAN, dumps
+from .states import HELD, LOST, PENDING, VIOLATED, Reading, Trajectory
+from .thinking import OTHERS, PLAN, dumps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,22 +108,19 @@ def _frame(cell: Any, color: str) -> Any:
 
 
 def _line(reading: Reading, question: str) -> tuple[str, str]:
-    sign, color = SIGNS.get(reading.status, UNKNOWN) if reading.status != UNJUDGED else UNKNOWN
+    sign, color = SIGNS.get(reading.status, UNKNOWN)
     return f"{sign} {textwrap.shorten(question, 38, placeholder='…')}", color
 
 
 def chats(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
     """What planners and inspectors learn from, with pictures by name: the plan, each inspection, each mend."""
     plan, facts = trajectory.plan, {fact.id: fact for fact in trajectory.plan.facts}
-    boxes = "are fractions of the width and height, from 0 to 1"
-    yield _chat(PLAN.format(prompt=plan.prompt, boxes=boxes), dumps(plan))
+    yield _chat(PLAN.format(prompt=plan.prompt, boxes=OTHERS[0]), dumps(plan))
     for step in trajectory.steps:
         for reading in step.reflection.readings:
             if reading.status in (HELD, VIOLATED, LOST):
-                other = {"Yes": "No", "No": "Yes"}
-                answer = facts[reading.fact].answer
-                said = answer if reading.status == HELD else other[answer]
-                yield _chat(facts[reading.fact].question, said, step.picture)
+                is_yes = (facts[reading.fact].answer == "Yes") == (reading.status == HELD)
+                yield _chat(facts[reading.fact].question, "Yes" if is_yes else "No", step.picture)
         if step.reflection.instruction:
             wrong = json.dumps({"wrong": step.reflection.text, "instruction": step.reflection.instruction})
             yield _chat(

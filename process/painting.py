@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -167,7 +167,7 @@ class _Process:
             for stroke in self.plan.strokes:
                 if self._wants(stroke):
                     self._carry_out(stroke)
-            if not self.settings.inspect or self._all_held():
+            if not self.settings.inspect or _all_held(self.readings):
                 return DONE
             rounds_without_gain = 0 if gain(self.readings) > before else rounds_without_gain + 1
         return NO_GAIN
@@ -251,7 +251,7 @@ class _Process:
         self, stroke: Stroke, made: Canvas, readings: tuple[Reading, ...], kept: float | None, seed: int
     ) -> None:
         self.drawn.append(stroke)
-        verdict = STOP if all(r.status in (HELD, UNJUDGED) for r in readings) else ACCEPT
+        verdict = STOP if _all_held(readings) else ACCEPT
         self._add(
             stroke.id,
             stroke.instruction,
@@ -268,9 +268,6 @@ class _Process:
 
     def _inspect(self, picture: Tensor) -> tuple[Reading, ...]:
         return self.ledger.readings(self.thinker.read(picture, self.plan.facts))
-
-    def _all_held(self) -> bool:
-        return all(reading.status in (HELD, UNJUDGED) for reading in self.readings)
 
     def _scene(self) -> str:
         """The scene so far in words."""
@@ -325,6 +322,11 @@ class _Process:
             blank=self.ledger.blank,
         )
         return Painting(trajectory, dict(self.pictures), self.best_canvas)
+
+
+def _all_held(readings: Sequence[Reading]) -> bool:
+    """All that can be judged."""
+    return all(reading.status in (HELD, UNJUDGED) for reading in readings)
 
 
 def kept_psnr(after: Tensor, before: Tensor, region: Region) -> float:
