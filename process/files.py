@@ -1,9 +1,11 @@
-"""What a trajectory leaves: a folder with its JSON and pictures, a filmstrip, and chats that train planners."""
+"""What a trajectory leaves: a folder with JSON, pictures and latents, a filmstrip, and chats that train planners."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,40 +16,59 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.errors import ProcessError
+from ..core.errors import LoraFileError, ProcessError
 from ..core.picture import Picture
+from ..core.tensor_file import read_tensors, write_tensors
 from .painting import DRAFT, Painting
+from .protocols import Canvas
 from .states import HELD, LOST, PENDING, VIOLATED, Reading, Trajectory
 from .thinking import OTHERS, PLAN, dumps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRAJECTORY, FILMSTRIP = "trajectory.json", "filmstrip.png"
+TRAJECTORY, FILMSTRIP, LATENTS = "trajectory.json", "filmstrip.png", "latents.safetensors"
 SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ lost", "#c03a52"), PENDING: ("…", "#888888")}
 UNKNOWN = ("?", "#888888")  # a fact that the critic cannot judge
 CELL, LINE = 2.4, 0.2  # inches: of a picture, and of a line of text
 COLUMNS = 6  # steps in a row
 
 
-def save_painting(painting: Painting, folder: str | Path) -> Path:
-    """Writes `trajectory.json`, each step's picture as PNG, and the filmstrip; the folder."""
+def save_painting(painting: Painting, folder: str | Path, last_step_only: bool = False) -> Path:
+    """Writes `trajectory.json`, each step's picture as PNG, latents that are tensors, and the filmstrip; the folder.
+
+    With `last_step_only`, after each step, no other picture is written and no filmstrip: then `paint` can go on after
+    it was killed.
+    """
     folder = Path(folder)
+    latents = {name: canvas.latent for name, canvas in painting.canvases.items() if isinstance(canvas.latent, Tensor)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, picture in painting.pictures.items():
-            (folder / f"{name}.png").write_bytes(Picture.from_tensor(picture[0]).png)
-        filmstrip(painting.trajectory, painting.pictures).savefig(folder / FILMSTRIP)
-        (folder / TRAJECTORY).write_text(painting.trajectory.to_json(), encoding="utf-8")
-    except OSError as error:
+        for name, picture in list(painting.pictures.items())[-1 if last_step_only else 0 :]:
+            _replace(folder / f"{name}.png", Picture.from_tensor(picture[0]).png)
+        write_tensors(folder / LATENTS, latents, {})
+        if not last_step_only:
+            filmstrip(painting.trajectory, painting.pictures).savefig(folder / FILMSTRIP)
+        _replace(folder / TRAJECTORY, painting.trajectory.to_json().encode())
+    except (OSError, LoraFileError) as error:
         raise ProcessError(
-            f"The trajectory could not be written into {folder.name}: {error.strerror or error}."
+            f"The trajectory could not be written into {folder.name}: {getattr(error, 'strerror', None) or error}."
         ) from error
     return folder
 
 
-def load_trajectory(folder: str | Path) -> tuple[Trajectory, dict[str, Tensor]]:
-    """A trajectory and its pictures, [1, 3, H, W] in [0, 1] by name.
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file beside its target and renames it, so that nobody ever reads half of it."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_painting(folder: str | Path) -> Painting:
+    """What `save_painting` wrote. Canvases of a painter whose latents are no tensors have none.
 
     Raises:
         ProcessError: no trajectory there, one that was edited so that it is none, or a picture that is missing.
@@ -57,7 +78,10 @@ def load_trajectory(folder: str | Path) -> tuple[Trajectory, dict[str, Tensor]]:
         trajectory = Trajectory.from_json((folder / TRAJECTORY).read_text(encoding="utf-8"))
     except OSError as error:
         raise ProcessError(f"Expected a folder with a {TRAJECTORY}, found none in {folder.name}.") from error
-    return trajectory, {step.picture: _read(folder / f"{Path(step.picture).name}.png") for step in trajectory.steps}
+    latents = read_tensors(folder / LATENTS)[0] if (folder / LATENTS).exists() else {}
+    names = [step.picture for step in trajectory.steps]
+    canvases = {name: Canvas(latents.get(name), _read(folder / f"{Path(name).name}.png")) for name in names}
+    return Painting(trajectory, canvases)
 
 
 def _read(path: Path) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from .protocols import Thinker
 from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Fact, Plan, Reading
 
+_OTHER = {"Yes": "No", "No": "Yes"}
 HOLDS, FALLS = 0.7, 0.4  # from which P on a fact is held, and below which a held one is lost
 
 
@@ -56,20 +57,22 @@ class Ledger:
         return Reading(fact.id, p, status)
 
 
-def read_blank(thinker: Thinker, like: Tensor, facts: Sequence[Fact]) -> tuple[Reading, ...]:
-    """What the critic says of a grey canvas of the picture's size: facts that are held there are unjudged."""
-    p = thinker.read(torch.full_like(like, 0.5), facts)
-    return tuple(
-        Reading(fact.id, value, UNJUDGED if value >= HOLDS else VIOLATED) for fact, value in zip(facts, p, strict=True)
+def read_blank(thinker: Thinker, like: Tensor, facts: Sequence[Fact]) -> tuple[tuple[Reading, ...], str | None]:
+    """What the critic says of a grey canvas of the picture's size: facts that are held there are unjudged.
+
+    Returns:
+        The readings, and "Yes" or "No" where the critic gives this answer to everything, though the thinker's `control`
+        is a question that asks for a Yes there and a plan's things ask for a No.
+    """
+    control = thinker.control
+    asked = [*facts, *([] if control is None else [control])]
+    p = thinker.read(torch.full_like(like, 0.5), asked)
+    said = {fact.answer if value >= 0.5 else _OTHER[fact.answer] for fact, value in zip(asked, p, strict=True)}
+    readings = tuple(
+        Reading(fact.id, value, UNJUDGED if value >= HOLDS else VIOLATED) for fact, value in zip(facts, p, strict=False)
     )
-
-
-def always_says(blank: Sequence[Reading], facts: Mapping[str, Fact]) -> str | None:
-    """ "Yes" or "No", where the critic gives this answer to every fact of a blank canvas, whatever is asked."""
-    if not blank or any(reading.status != UNJUDGED for reading in blank):
-        return None
-    answers = {facts[reading.fact].answer for reading in blank}
-    return answers.pop() if len(answers) == 1 else None
+    only = said.pop() if len(said) == 1 else None
+    return readings, None if only == "No" and control is None else only
 
 
 def gain(readings: Sequence[Reading]) -> tuple[int, float]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ProcessError
-from .inspecting import Ledger, always_says, failing, gain, read_blank
+from .inspecting import Ledger, failing, gain, read_blank
 from .protocols import Canvas, Painter, Thinker
+from .resuming import RecordedPainter, RecordedThinker, check_same
 from .states import (
     ACCEPT,
     BACKTRACK,
@@ -36,7 +37,7 @@ from .states import (
 
 DRAFT = "draft"  # the stroke of the first picture
 DONE, BUDGET, NO_GAIN, INTERRUPTED, FAILED = "done", "budget", "no gain", "interrupted", "failed"
-OnStep = Callable[[Step, Tensor], None]  # the step, and its picture [1, 3, H, W]
+RUNNING = "running"  # as long as it has not stopped; a killed run stays so
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Painting:
-    """A trajectory, the picture of each of its steps by name, [1, 3, H, W] in [0, 1], and the best canvas."""
+    """A trajectory and the canvas of each of its steps, by name."""
 
     trajectory: Trajectory
-    pictures: dict[str, Tensor]
-    canvas: Canvas
+    canvases: Mapping[str, Canvas]
+
+    @property
+    def canvas(self) -> Canvas:
+        """The best one."""
+        return self.canvases[self.trajectory.steps[self.trajectory.best].picture]
 
     @property
     def picture(self) -> Tensor:
         return self.canvas.picture
+
+    @property
+    def pictures(self) -> dict[str, Tensor]:
+        """[1, 3, H, W] in [0, 1] of each step, by name."""
+        return {name: canvas.picture for name, canvas in self.canvases.items()}
+
+
+OnStep = Callable[[Painting], None]
 
 
 class ProcessFailed(ProcessError):
@@ -96,21 +109,32 @@ def paint(
     seed: int = 0,
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    resume_from: Painting | None = None,
 ) -> Painting:
     """Makes a picture step by step; the best canvas is the result, not the last.
 
     Args:
         wanted: a prompt, which the thinker plans, or a plan.
         seed: the same one gives the same trajectory.
-        on_step: called after each step.
+        on_step: called after each step with what there is so far.
         should_stop: asked before each pass; where it says so, what is there is the result.
+        resume_from: what an earlier call left, that was stopped, failed or killed; the result is the same as if it had
+            not been. It may go on with a larger budget.
 
     Raises:
-        ProcessError: no plan can be made, or the critic gives one answer to everything.
+        ProcessError: no plan can be made, the critic gives one answer to everything, or `resume_from` was made
+            otherwise.
         ProcessFailed: a pass after the first failed.
     """
-    plan = thinker.plan(wanted) if isinstance(wanted, str) else wanted
-    return _Process(plan, painter, thinker, settings or Settings(), seed, on_step, should_stop).run()
+    settings = settings or Settings()
+    if resume_from is not None:
+        plan = resume_from.trajectory.plan
+        check_same(resume_from.trajectory, wanted, painter, thinker, asdict(settings), seed)
+        painter = RecordedPainter(resume_from, painter)
+        thinker = RecordedThinker(resume_from, thinker, painter)
+    else:
+        plan = thinker.plan(wanted) if isinstance(wanted, str) else wanted
+    return _Process(plan, painter, thinker, settings, seed, on_step, should_stop).run()
 
 
 class _Stopped(Exception):
@@ -137,7 +161,7 @@ class _Process:
         self.seeds = np.random.default_rng(seed)
         self.ledger = Ledger(plan)
         self.steps: list[Step] = []
-        self.pictures: dict[str, Tensor] = {}
+        self.canvases: dict[str, Canvas] = {}
         self.passes = 0
         self.canvas: Canvas | None = None
         self.readings: tuple[Reading, ...] = ()
@@ -149,8 +173,6 @@ class _Process:
             reason = self._paint()
         except _Stopped as stopped:
             reason = stopped.reason
-        except ProcessError:
-            raise
         except Exception as error:
             if self.canvas is None:
                 raise
@@ -179,7 +201,7 @@ class _Process:
         prompt = plan.description or plan.prompt if settings.whole_draft else plan.background or plan.prompt
         for attempt in range(1 + settings.restarts):
             seed = self._next_pass()
-            canvas = self.painter.draft(prompt, seed)
+            canvas = _as_shown(self.painter.draft(prompt, seed))
             if not self.ledger.blank and settings.inspect:
                 self._control(canvas.picture)
             readings = self._inspect(canvas.picture)
@@ -195,8 +217,7 @@ class _Process:
 
     def _control(self, like: Tensor) -> None:
         """Asks about a blank canvas: what is held there the critic cannot judge."""
-        blank = read_blank(self.thinker, like, self.plan.facts)
-        answer = always_says(blank, {fact.id: fact for fact in self.plan.facts})
+        blank, answer = read_blank(self.thinker, like, self.plan.facts)
         if answer is not None:
             raise ProcessError(
                 f"The critic says {answer} to every question, even about a blank canvas, so that it cannot inspect. "
@@ -222,7 +243,7 @@ class _Process:
         for attempt in range(1 + (self.settings.refinements if self.settings.inspect else 0)):
             seed = self._next_pass()
             now = replace(stroke, instruction=instruction)
-            made = self.painter.stroke(base, now, seed)
+            made = _as_shown(self.painter.stroke(base, now, seed))
             self.ledger.run(stroke.id)
             readings = self._inspect(made.picture)
             kept = None if stroke.region is None else kept_psnr(made.picture, self.canvas.picture, stroke.region)
@@ -301,13 +322,12 @@ class _Process:
         if accepted:
             if not self.steps or gain(reflection.readings) >= gain(self.steps[self.best].reflection.readings):
                 self.best = len(self.steps)
-                self.best_canvas = canvas
             self.canvas, self.readings = canvas, reflection.readings
             self.ledger.keep(reflection.readings)
         self.steps.append(step)
-        self.pictures[picture] = canvas.picture
+        self.canvases[picture] = canvas
         if self.on_step is not None:
-            self.on_step(step, canvas.picture)
+            self.on_step(self._painting(RUNNING))
 
     def _painting(self, reason: str) -> Painting:
         trajectory = Trajectory(
@@ -321,7 +341,12 @@ class _Process:
             stop_reason=reason,
             blank=self.ledger.blank,
         )
-        return Painting(trajectory, dict(self.pictures), self.best_canvas)
+        return Painting(trajectory, dict(self.canvases))
+
+
+def _as_shown(canvas: Canvas) -> Canvas:
+    """Its picture in whole steps of 1/255, so that what is judged is what is kept in a file."""
+    return replace(canvas, picture=(canvas.picture.float().clamp(0, 1) * 255).round() / 255)
 
 
 def _all_held(readings: Sequence[Reading]) -> bool:

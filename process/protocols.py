@@ -51,6 +51,11 @@ class Thinker(Protocol):
     @property
     def info(self) -> ModelInfo: ...
 
+    @property
+    def control(self) -> Fact | None:
+        """A fact that is true of a plain grey canvas, by which a critic is known that says No to everything."""
+        ...
+
     def plan(self, prompt: str) -> Plan:
         """Raises ProcessError where no plan can be made of what was thought."""
         ...

@@ -36,6 +36,7 @@ REFLECT = """The picture is to show: "{prompt}". This is not true of it yet:
 {tried}Reply with one JSON object: {{"wrong": "what is wrong, in one sentence", "instruction": "one instruction that \
 mends it"}}"""
 TRIED = "These instructions were tried and did not help:\n{}\nFind another.\n"
+CONTROL = Fact("blank", "Is the image one plain color, with nothing in it?")
 # How models write rectangles, by the beginning of their class's name.
 CONVENTIONS: dict[str, tuple[str, float]] = {
     "Qwen2_5_VL": (f"are pixels of a picture of {SIDE} × {SIDE}", SIDE),
@@ -71,6 +72,10 @@ class CriticThinker:
     @property
     def info(self) -> ModelInfo:
         return self.critic.info
+
+    @property
+    def control(self) -> Fact | None:
+        return CONTROL
 
     def plan(self, prompt: str) -> Plan:
         """Asked twice: the second time with what was wrong.

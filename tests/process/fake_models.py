@@ -28,7 +28,7 @@ def plan(count: int = 3, **changes) -> Plan:
 
 
 def picture_of(things: dict[int, float]) -> torch.Tensor:
-    picture = torch.full((1, 3, 4, 4 * SLOTS), 0.25)
+    picture = torch.full((1, 3, 4, 4 * SLOTS), 64 / 255)
     for number, strength in things.items():
         picture[..., 4 * number : 4 * number + 4] = strength
     return picture
@@ -54,7 +54,7 @@ class SlotPainter:
         return self._made("draft", prompt, dict.fromkeys(self.drafted, 1.0))
 
     def stroke(self, canvas, stroke, seed):
-        things = dict(canvas.latent)
+        things = {number: 1.0 for number in canvas.latent.nonzero()[:, 0].tolist()}
         if np.random.default_rng(seed).random() < self.chance:
             things[slot(stroke.id)] = 1.0
         if stroke.id in self.spoils:
@@ -65,13 +65,16 @@ class SlotPainter:
         self.calls.append((name, text))
         if len(self.calls) == self.fail_at:
             raise MemoryError("full")
-        return Canvas(things, picture_of(things))
+        latent = torch.zeros(SLOTS)
+        latent[list(things)] = 1.0
+        return Canvas(latent, picture_of(things))
 
 
 class SlotThinker:
     """Reads the slots exactly, or gives one answer to all; counts what it was asked."""
 
     info = INFO
+    control = Fact("blank", "Is there nothing?")
 
     def __init__(self, made=None, always=None):
         self.made, self.always, self.reflected = made or plan(), always, []
@@ -85,7 +88,10 @@ class SlotThinker:
     def read(self, picture, facts):
         if self.always is not None:
             return [self.always] * len(facts)
-        values = [float(picture[..., 4 * slot(f.id) : 4 * slot(f.id) + 4].mean()) for f in facts]
+        values = [
+            float(picture.std() == 0) if f == self.control else float(picture[..., 4 * slot(f.id) :][..., :4].mean())
+            for f in facts
+        ]
         return [0.95 if value > 0.9 else 0.05 for value in values]
 
     def reflect(self, picture, failing, failed, prompt):

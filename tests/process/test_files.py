@@ -10,7 +10,7 @@ from fake_models import SlotPainter, SlotThinker, plan
 
 from dual_process.core.errors import ProcessError
 from dual_process.process import Settings, paint
-from dual_process.process.files import chats, filmstrip, load_trajectory, save_chats, save_painting
+from dual_process.process.files import chats, filmstrip, load_painting, save_chats, save_painting
 
 
 @pytest.fixture
@@ -20,16 +20,17 @@ def painting():
 
 def test_a_folder_brings_back_the_trajectory_and_its_pictures(painting, tmp_path):
     folder = save_painting(painting, tmp_path / "way")
-    trajectory, pictures = load_trajectory(folder)
-    assert trajectory == painting.trajectory
-    assert pictures.keys() == painting.pictures.keys()
-    for name, picture in pictures.items():
-        assert (picture - painting.pictures[name]).abs().max() <= 0.51 / 255
+    loaded = load_painting(folder)
+    assert loaded.trajectory == painting.trajectory
+    assert loaded.canvases.keys() == painting.canvases.keys()
+    for name, canvas in loaded.canvases.items():
+        assert torch.equal(canvas.picture, painting.canvases[name].picture)
+        assert torch.equal(canvas.latent, painting.canvases[name].latent)
     (folder / "step_01.png").unlink()
     with pytest.raises(ProcessError, match=r"picture step_01.png is missing or broken"):
-        load_trajectory(folder)
+        load_painting(folder)
     with pytest.raises(ProcessError, match=r"folder with a trajectory.json, found none in empty"):
-        load_trajectory(tmp_path / "empty")
+        load_painting(tmp_path / "empty")
     (tmp_path / "file").write_text("")
     with pytest.raises(ProcessError, match="could not be written into way: "):
         save_painting(painting, tmp_path / "file" / "way")
@@ -41,7 +42,7 @@ def test_a_name_from_a_file_leads_nowhere_else(painting, tmp_path):
     data["steps"][0]["picture"] = "../../secret"
     (folder / "trajectory.json").write_text(json.dumps(data))
     with pytest.raises(ProcessError, match=r"picture secret.png is missing"):
-        load_trajectory(folder)
+        load_painting(folder)
 
 
 def test_the_filmstrip_has_a_column_a_step_with_what_was_asked_and_found(painting):

@@ -11,6 +11,7 @@ from fake_models import SlotPainter, SlotThinker, picture_of, plan, region
 
 from dual_process.core.errors import ProcessError
 from dual_process.process import Fact, ProcessFailed, Settings, Trajectory, paint
+from dual_process.process.files import load_painting, save_painting
 from dual_process.process.painting import kept_psnr
 
 ONE_DRAFT = Settings(restarts=0)
@@ -22,9 +23,7 @@ def statuses(step):
 
 def test_each_missing_thing_is_drawn_and_the_rest_is_pending_until_then():
     painter, seen = SlotPainter(), []
-    made = paint(
-        "things", painter, SlotThinker(), ONE_DRAFT, on_step=lambda step, picture: seen.append((step, picture))
-    )
+    made = paint("things", painter, SlotThinker(), ONE_DRAFT, on_step=seen.append)
     way = made.trajectory
     assert [step.stroke for step in way.steps] == ["draft", "s0", "s1", "s2"]
     assert [statuses(step) for step in way.steps] == [
@@ -39,8 +38,8 @@ def test_each_missing_thing_is_drawn_and_the_rest_is_pending_until_then():
     assert way.best == 3
     assert torch.equal(made.picture, picture_of({0: 1.0, 1: 1.0, 2: 1.0}))
     assert all(math.isinf(step.keep_psnr) and step.mask for step in way.steps[1:])
-    assert [step for step, _ in seen] == list(way.steps)
-    assert torch.equal(made.pictures["step_01"], seen[1][1])
+    assert [part.trajectory.steps for part in seen] == [way.steps[:n] for n in range(1, 5)]
+    assert torch.equal(made.pictures["step_01"], seen[1].picture)
 
 
 def test_what_the_draft_shows_is_not_drawn_again():
@@ -106,9 +105,55 @@ def test_the_same_seed_gives_the_same_trajectory_and_it_survives_json():
     assert other.steps != ways[0].steps
 
 
-def test_a_critic_that_always_says_yes_is_named():
-    with pytest.raises(ProcessError, match="says Yes to every question, even about a blank canvas"):
-        paint(plan(), SlotPainter(), SlotThinker(always=0.9))
+@pytest.mark.parametrize(("always", "answer"), [(0.9, "Yes"), (0.1, "No")])
+def test_a_critic_that_always_says_the_same_is_named(always, answer):
+    with pytest.raises(ProcessError, match=f"says {answer} to every question, even about a blank canvas"):
+        paint(plan(), SlotPainter(), SlotThinker(always=always))
+
+
+def test_a_plan_of_what_must_not_be_there_is_no_reason_to_doubt_the_critic():
+    nothing = plan(2, facts=tuple(replace(fact, answer="No") for fact in plan(2).facts))
+
+    class Denies(SlotThinker):
+        def read(self, picture, facts):
+            return [1 - p if f.answer == "No" else p for f, p in zip(facts, super().read(picture, facts), strict=True)]
+
+    assert paint(nothing, SlotPainter(), Denies(nothing)).trajectory.stop_reason == "done"
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 6])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(killed_after, tmp_path):
+    def run(painter, **changes):
+        settings = Settings(budget=12, restarts=0)
+        return paint(plan(), painter, SlotThinker(), settings, seed=3, **changes)
+
+    whole = run(SlotPainter(0.4))
+    assert len(whole.trajectory.steps) > 6
+
+    def save_until_killed(so_far):
+        if len(so_far.trajectory.steps) <= killed_after:
+            save_painting(so_far, tmp_path, last_step_only=True)
+
+    run(SlotPainter(0.4), on_step=save_until_killed)
+    left = load_painting(tmp_path)
+    assert left.trajectory.stop_reason == "running"
+    painter = SlotPainter(0.4)
+    resumed = run(painter, resume_from=left)
+    assert resumed.trajectory == whole.trajectory
+    assert torch.equal(resumed.picture, whole.picture)
+    assert len(painter.calls) == len(whole.trajectory.steps) - killed_after
+
+
+def test_only_the_same_run_goes_on():
+    made = paint(plan(), SlotPainter(), SlotThinker(), seed=1)
+    with pytest.raises(ProcessError, match="another seed: 1, now 2"):
+        paint(plan(), SlotPainter(), SlotThinker(), seed=2, resume_from=made)
+    with pytest.raises(ProcessError, match="another plan"):
+        paint(plan(2), SlotPainter(), SlotThinker(), seed=1, resume_from=made)
+    steps = (*made.trajectory.steps[:1], replace(made.trajectory.steps[1], ins="paint it red"))
+    edited = replace(made, trajectory=replace(made.trajectory, steps=steps))
+    with pytest.raises(ProcessError, match="Step 1 of the trajectory was 'paint it red'"):
+        paint(plan(), SlotPainter(), SlotThinker(), seed=1, resume_from=edited)
 
 
 def test_a_fact_that_a_blank_canvas_holds_decides_nothing():
@@ -142,7 +187,7 @@ def test_what_lies_outside_a_region_is_measured():
     before = picture_of({0: 1.0})
     after = picture_of({0: 1.0, 1: 1.0})
     assert math.isinf(kept_psnr(after, before, region(1)))
-    assert kept_psnr(after, before, region(2)) == pytest.approx(-10 * math.log10(0.75**2 / 3))
+    assert kept_psnr(after, before, region(2)) == pytest.approx(-10 * math.log10((191 / 255) ** 2 / 3))
     assert math.isinf(kept_psnr(after, before, replace(region(1), left=0.0, right=1.0)))
 
 
