@@ -19,6 +19,7 @@ FOLDERS = (
     "demo",
     "evaluation",
     "nodes",
+    "painters",
     "process",
 )
 COMFY = {  # modules at the root of ComfyUI; its own "nodes" is not ours
@@ -33,6 +34,7 @@ ROOMS = {  # what each may import of ours besides itself; the folders above them
     "critics": ("core",),
     "overlays": ("core",),
     "generators": ("core",),
+    "painters": ("core", "process"),
     "process": ("core",),
 }
 
@@ -54,7 +56,9 @@ def violations(source: str, path: str) -> list[str]:
     """What a module at `path` (within the pack) imports against the rules."""
     parts = ("dual_process", *Path(path).with_suffix("").parts)
     folder = parts[1] if len(parts) > 2 else ""
-    is_comfy = folder == "comfy_host" or (folder in ("generators", "critics", "demo") and parts[2] == "comfy")
+    is_comfy = folder == "comfy_host" or (
+        folder in ("generators", "critics", "demo", "painters") and parts[2] == "comfy"
+    )
     allows_comfy = folder == "nodes" or is_comfy
     wrong = []
     for name, is_relative in imports(source, parts):
@@ -102,6 +106,9 @@ def test_rules(module):
         ("distillation/a.py", "from .. import overlays"),
         ("distillation/a.py", "from ..evaluation.measures import psnr"),
         ("evaluation/a.py", "from .. import nodes"),
+        ("painters/diffusers/a.py", "import comfy.sample"),
+        ("painters/comfy/a.py", "from ...generators import load_generator"),
+        ("process/a.py", "from ..painters import diffusers"),
         ("__init__.py", "import comfy"),
         ("cli/train.py", "from ..nodes import distill"),
         ("demo/training/a.py", "from ...nodes.critic import Load"),
@@ -120,6 +127,9 @@ def test_planted_violations_are_found(path, source):
         ("demo/training/a.py", "from ... import overlays"),
         ("nodes/a.py", "from ..distillation import Recipe"),
         ("nodes/a.py", "import comfy.utils"),
+        ("painters/comfy/a.py", "import comfy.sample"),
+        ("painters/comfy/a.py", "from ...comfy_host.models import file_name"),
+        ("painters/comfy/a.py", "from ...process.states import Region"),
         ("generators/a.py", "from ..core.tensor_file import read_tensors"),
         ("critics/__init__.py", "from .loading import load"),
         ("evaluation/a.py", "from ..distillation import Critic"),
