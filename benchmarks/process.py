@@ -1,0 +1,269 @@
+"""Pictures made stroke by stroke against one pass, in the demo's second world, scored by a critic-free scene reader.
+
+    python benchmarks/process.py --json
+
+GenEval's six categories and compositions of three and four objects, 40 prompts each: a single pass and the process with
+every seed; on the compositions, with the first seed, what else the same cost buys, and the process without its parts.
+Of the critic: how often it is right about the pictures on the way, and about the next step.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from dual_process.core.protocols import Critic
+from dual_process.demo import strokes
+from dual_process.demo.strokes.captions import caption
+from dual_process.demo.strokes.compositions import (
+    CATEGORIES,
+    COMPOSITIONS,
+    EACH,
+    Wanted,
+    shows,
+    things_there,
+    wanted_prompts,
+)
+from dual_process.demo.strokes.process import SETTINGS, OracleThinker, StrokesThinker, is_true, load_painter, plan_of
+from dual_process.demo.strokes.questions import NEXT
+from dual_process.demo.strokes.reader import read_scenes, same_scene
+from dual_process.demo.strokes.training.exercises import next_step, scene_words
+from dual_process.demo.strokes.training.words import placed, random_prompt, random_thing
+from dual_process.demo.strokes.world import TIMES, Scenes, Words, build_scenes, random_uniforms, render
+from dual_process.distillation import Question
+from dual_process.painters.diffusers import FluxPainter
+from dual_process.process import Painting, Plan, Settings, Thinker, paint
+from dual_process.process.baselines import best_of_n, optimise_latent
+from dual_process.process.files import save_painting
+from dual_process.process.inspecting import HOLDS
+from dual_process.process.painting import DONE, kept_psnr
+from dual_process.process.states import PENDING, UNJUDGED
+
+LATENT_STEPS, LATENT_RATE = 20, 0.1  # of the baseline that moves latents
+SCENES = 400  # that the reader and the critic are tested on
+PROCESS, SINGLE = "process", "single pass"
+Make = Callable[[Wanted, int], tuple[Tensor, int]]  # prompt and seed → picture [1, 3, 128, 128], passes
+
+
+@dataclass
+class Row:
+    """What one way of making pictures reached on one category with one seed."""
+
+    way: str
+    category: str
+    seed: int
+    right: float  # share of pictures
+    passes: float  # of the painter, a picture
+    seconds: float  # a picture
+
+
+def main(
+    each: Annotated[int, typer.Option(help="Prompts of a category.")] = EACH,
+    seeds: Annotated[int, typer.Option(help="Seeds of pictures.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, else Markdown tables.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep the first seed's trajectories of compositions here.")
+    ] = None,
+) -> None:
+    """Paints every prompt in every way and prints the shares of pictures that show what was asked for."""
+    bench = Bench(each, output)
+    pictures, scenes = seen_scenes(bench.painter)
+    figures: dict[str, Any] = {
+        "reader_right": float(same_scene(read_scenes(pictures), scenes).float().mean()),
+        "next_step_right": next_steps(pictures, scenes, bench.critic),
+    }
+    rows: list[Row] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for category, seed in progress.track(
+            [(category, seed) for category in CATEGORIES for seed in range(seeds)],
+            description="single pass and process",
+        ):
+            rows += [bench.single(category, seed), bench.process(category, seed)]
+        figures["critic"] = bench.critic_figures()
+        for category in progress.track(COMPOSITIONS, description="what else the cost buys"):
+            rows += bench.others(category)
+    figures["without_regions"] = {"kept_psnr": statistics.mean(bench.kept), "least": min(bench.kept)}
+    result = {"rows": [asdict(row) for row in rows], **figures}
+    print(json.dumps(result, indent=2) if as_json else markdown(rows, figures))
+
+
+class Bench:
+    """The models, and what the process's trajectories tell of the critic."""
+
+    def __init__(self, each: int, output: Path | None) -> None:
+        self.each, self.output = each, output
+        self.painter = load_painter()
+        _, self.critic = strokes.load()
+        self.thinker = StrokesThinker(self.critic)
+        self.paintings: list[tuple[Wanted, Painting]] = []
+        self.passes: dict[str, int] = {}  # that the process took for a prompt, with the first seed
+        self.kept: list[float] = []  # PSNR in dB outside an object's place, of strokes without a region
+
+    def single(self, category: str, seed: int) -> Row:
+        return self._row(SINGLE, category, seed, lambda wanted, n: (self.painter.draft(wanted.prompt, n).picture, 1))
+
+    def process(self, category: str, seed: int) -> Row:
+        def make(wanted: Wanted, n: int) -> tuple[Tensor, int]:
+            painting = paint(wanted.prompt, self.painter, self.thinker, SETTINGS, seed=n)
+            self.paintings.append((wanted, painting))
+            if seed == 0:
+                self.passes[wanted.prompt] = painting.trajectory.passes
+                if self.output is not None and category in COMPOSITIONS:
+                    save_painting(painting, self.output / category.split()[0] / f"{n:05}")
+            return painting.picture, painting.trajectory.passes
+
+        return self._row(PROCESS, category, seed, make)
+
+    def others(self, category: str) -> Iterator[Row]:
+        """What is compared with the process on compositions, with the first seed."""
+
+        def settings(**changes: Any) -> Make:
+            return lambda wanted, n: self._painted(plan_of(wanted.prompt), replace(SETTINGS, **changes), n)
+
+        ways: dict[str, Make] = {
+            "prompt expansion": self._expanded,
+            "best of as many passes": self._best,
+            f"latent moved by the critic, {LATENT_STEPS} steps": self._moved,
+            "no inspection": settings(inspect=False),
+            "no rollback": settings(roll_back=False),
+            "whole draft first": settings(whole_draft=True),
+            "no regions": self._without_regions,
+            "a perfect inspector": lambda wanted, n: self._painted(
+                plan_of(wanted.prompt), SETTINGS, n, OracleThinker()
+            ),
+        }
+        for way, make in ways.items():
+            yield self._row(way, category, 0, make)
+
+    def critic_figures(self) -> dict[str, float]:
+        """How often the critic was right about the process's pictures, by the scene reader."""
+        facts, pending, done, harmed = [], [], [], []
+        for wanted, painting in self.paintings:
+            plan, before = painting.trajectory.plan, None
+            for step in painting.trajectory.steps:
+                true = truths(plan, painting.canvases[step.picture].picture)
+                for fact, reading in zip(plan.facts, step.reflection.readings, strict=True):
+                    if reading.status == PENDING:
+                        pending.append(reading.p >= HOLDS and not true[fact.id])
+                    elif reading.status != UNJUDGED:
+                        facts.append((reading.p >= 0.5) == true[fact.id])
+                if step.accepted and before is not None:
+                    harmed.append(any(before[name] and not true[name] for name in before))
+                before = true if step.accepted else before
+            if painting.trajectory.stop_reason == DONE:
+                done.append(shows(read_scenes(painting.picture), [wanted])[0])
+        named = {"facts_right": facts, "pending_called_held": pending, "all_held_right": done, "accepted_harm": harmed}
+        return {name: statistics.fmean(values) for name, values in named.items()}
+
+    def _row(self, way: str, category: str, seed: int, make: Make) -> Row:
+        started, right, passes = time.perf_counter(), [], []
+        for number, wanted in enumerate(wanted_prompts(category, self.each)):
+            picture, cost = make(wanted, 10_000 * seed + number)
+            right.append(shows(read_scenes(picture), [wanted])[0])
+            passes.append(cost)
+        seconds = (time.perf_counter() - started) / len(right)
+        return Row(way, category, seed, statistics.fmean(right), statistics.fmean(passes), seconds)
+
+    def _painted(self, plan: Plan, settings: Settings, seed: int, thinker: Thinker | None = None) -> tuple[Tensor, int]:
+        painting = paint(plan, self.painter, thinker or self.thinker, settings, seed)
+        return painting.picture, painting.trajectory.passes
+
+    def _expanded(self, wanted: Wanted, seed: int) -> tuple[Tensor, int]:
+        return self.painter.draft(plan_of(wanted.prompt).description, seed).picture, 1
+
+    def _best(self, wanted: Wanted, seed: int) -> tuple[Tensor, int]:
+        plan, passes = plan_of(wanted.prompt, as_said=True), self.passes[wanted.prompt]
+        return best_of_n(plan, self.painter, self.thinker, passes, seed).picture, passes
+
+    def _moved(self, wanted: Wanted, seed: int) -> tuple[Tensor, int]:
+        plan = plan_of(wanted.prompt, as_said=True)
+        questions = [Question(fact.question, fact.answer) for fact in plan.facts]
+        vae = self.painter.pipeline.vae
+
+        def decode(latent: Tensor) -> Tensor:
+            return ((vae.decode(latent, return_dict=False)[0] + 1) / 2).clamp(0, 1)
+
+        moved = optimise_latent(
+            self.painter.draft(wanted.prompt, seed).latent,
+            decode,
+            lambda picture: self.critic.log_likelihood(picture, questions).mean(),
+            LATENT_STEPS,
+            LATENT_RATE,
+        )
+        with torch.no_grad():
+            return decode(moved), 1 + LATENT_STEPS
+
+    def _without_regions(self, wanted: Wanted, seed: int) -> tuple[Tensor, int]:
+        plan = plan_of(wanted.prompt)
+        places = {stroke.id: stroke.region for stroke in plan.strokes}
+        free = replace(plan, strokes=tuple(replace(stroke, region=None) for stroke in plan.strokes))
+        painting = paint(free, self.painter, self.thinker, SETTINGS, seed)
+        kept = None
+        for step in painting.trajectory.steps:
+            picture, region = painting.canvases[step.picture].picture, places.get(step.stroke)
+            if step.accepted and kept is not None and region is not None:
+                self.kept.append(kept_psnr(picture, kept, region))
+            kept = picture if step.accepted else kept
+        return painting.picture, painting.trajectory.passes
+
+
+def truths(plan: Plan, picture: Tensor) -> dict[str, bool]:
+    """Which facts are true of a picture, by the scene reader."""
+    reading = read_scenes(picture)
+    there, time_of_day = things_there(reading, 0), TIMES[int(reading.time[0])]
+    return {fact.id: is_true(fact.question, there, time_of_day) == (fact.answer == "Yes") for fact in plan.facts}
+
+
+@torch.no_grad()
+def seen_scenes(painter: FluxPainter) -> tuple[Tensor, Scenes]:
+    """Random scenes as they are after the VAE, [SCENES, 3, 128, 128], and what they show."""
+    random = np.random.default_rng(0)
+    words = [random_prompt(random)[1] for _ in range(SCENES)]
+    scenes = build_scenes(words, random_uniforms(SCENES, torch.Generator().manual_seed(0)))
+    vae: Any = painter.pipeline.vae
+    seen = [vae.decoder(vae.encoder(some * 2 - 1)) for some in render(scenes).split(4)]
+    return ((torch.cat(seen) + 1) / 2).clamp(0, 1), scenes
+
+
+def next_steps(pictures: Tensor, scenes: Scenes, critic: Critic) -> float:
+    """How often the critic writes the very next step on the way from a picture to what is wanted."""
+    random, right = np.random.default_rng(1), []
+    for number, picture in enumerate(pictures):
+        there = scene_words(scenes, number)
+        wanted = placed([random_thing(random) for _ in range(int(random.integers(1, 5)))], random)
+        kept = {thing.place: thing for thing in there.things[: int(random.integers(0, 4))]}
+        wanted = tuple(kept.get(thing.place, thing) for thing in wanted)
+        said = critic.answer(picture[None], NEXT.format(caption(Words(wanted))))[0]
+        right.append(said.strip() == next_step(there.things, wanted))
+    return statistics.fmean(right)
+
+
+def markdown(rows: Sequence[Row], figures: dict[str, Any]) -> str:
+    """A line for each way and category, means over seeds."""
+    lines = ["| way | category | right | passes | seconds |", "|---|---|---|---|---|"]
+    for way in dict.fromkeys(row.way for row in rows):
+        for category in CATEGORIES:
+            own = [row for row in rows if (row.way, row.category) == (way, category)]
+            if own:
+                right, passes, seconds = (
+                    statistics.fmean(getattr(row, name) for row in own) for name in ("right", "passes", "seconds")
+                )
+                spread = ", ".join(f"{row.right:.3f}" for row in own)
+                lines.append(f"| {way} | {category} | {right:.3f} ({spread}) | {passes:.1f} | {seconds:.2f} |")
+    return "\n".join([*lines, "", json.dumps(figures, indent=2)])
+
+
+if __name__ == "__main__":
+    typer.run(main)
