@@ -1,1 +1,1 @@
-"""What the comfy/ folders of critics and generators share of ComfyUI: its weights, and its inference mode."""
+"""What the comfy/ folders of critics, generators and painters share of ComfyUI: its weights, and its inference mode."""

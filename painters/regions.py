@@ -30,8 +30,8 @@ def _snapped(first: float, last: float, count: int) -> tuple[int, int]:
     return start, max(min(round(last), count), start + 1)
 
 
-def tokens_of_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """[height / 16, width / 16] bool: the tokens that a mask [H, W] or [1, H, W] in [0, 1] covers at least by half.
+def tokens_of_mask(mask: Tensor, height: int, width: int, token: int = TOKEN) -> Tensor:
+    """[height / token, width / token] bool: what a mask [H, W] or [1, H, W] in [0, 1] covers at least by half.
 
     Raises:
         GeneratorError: several masks, one of another size than height × width, or one that covers no token.
@@ -42,10 +42,10 @@ def tokens_of_mask(mask: Tensor, height: int, width: int) -> Tensor:
         raise GeneratorError(
             f"Expected one mask of the canvas's size, {height} × {width}, got {list(mask.shape)}. Scale it to that."
         )
-    inside = F.avg_pool2d(mask.float().cpu()[None], TOKEN)[0, 0] >= REACHED
+    inside = F.avg_pool2d(mask.float().cpu()[None], token)[0, 0] >= REACHED
     if not inside.any():
         raise GeneratorError(
-            f"The mask is empty: it covers no square of {TOKEN} pixels at least by half. Paint where strokes may work."
+            f"The mask is empty: it covers no square of {token} pixels at least by half. Paint where strokes may work."
         )
     return inside
 
@@ -73,8 +73,8 @@ def check_prompt(prompt: str, what: str = "prompt") -> str:
     return prompt.strip()
 
 
-def check_size(height: int, width: int) -> None:
-    """Raises GeneratorError unless both are positive multiples of 16 pixels."""
+def check_size(height: int, width: int, token: int = TOKEN) -> None:
+    """Raises GeneratorError unless both are positive multiples of a token's pixels."""
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < TOKEN or value % TOKEN:
-            raise GeneratorError(f"Expected a {name} that is a multiple of {TOKEN} pixels, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < token or value % token:
+            raise GeneratorError(f"Expected a {name} that is a multiple of {token} pixels, got {value!r}.")

@@ -15,6 +15,7 @@ import comfy.model_management
 import torch
 from torch import Tensor, nn
 
+from ...comfy_host.models import base_weights, check_vae, file_name, pixels_per_latent
 from ...core.errors import GeneratorError, StopRequested
 from ...core.fingerprint import weights_sha256
 from ...core.protocols import (
@@ -50,14 +51,10 @@ from .existing import starting_from
 from .gradients import differentiable, leave_inference_mode, recomputed, trainable_through
 from .inputs import (
     architecture_name,
-    base_weights,
     check_conditionings,
     check_sigmas,
-    check_vae,
-    file_name,
     known_architecture,
     latent_shape,
-    pixels_per_latent,
     resident_model,
     resident_vae,
     trainable_model,
