@@ -168,8 +168,10 @@ class FluxPainter:
     @torch.no_grad()
     def _canvas(self, latents: Tensor) -> Canvas:
         vae: Any = self.pipeline.vae
-        scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        placed = latents.to(self.pipeline._execution_device, vae.dtype)
+        scaled = placed / vae.config.scaling_factor + vae.config.shift_factor
         picture = (vae.decode(scaled, return_dict=False)[0].float() + 1) / 2  # [-1, 1] -> [0, 1]
+        self.pipeline.maybe_free_model_hooks()  # where its parts are offloaded
         return Canvas(latents, picture.clamp(0, 1).cpu())
 
     def _noise(self, seed: int, rows: int, columns: int) -> Tensor:
