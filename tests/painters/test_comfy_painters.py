@@ -147,11 +147,12 @@ def test_a_region_is_sampled_as_core_samples_a_mask(make, name):
     assert torch.allclose(painter.stroke(canvas, HOUSE, 2).latent, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Flux Fill", "Stable Diffusion, inpainting"])
 @torch.inference_mode()
-def test_an_inpaint_model_sees_the_masked_picture(make):
+def test_an_inpaint_model_sees_the_masked_picture(make, name):
     import nodes
 
-    painter = make("Flux Fill")
+    painter = make(name)
     canvas = painter.draft("a tree", 1)
     mask = torch.zeros(1, 64, 96)
     mask[..., :48] = 1

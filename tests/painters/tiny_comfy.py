@@ -9,9 +9,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from comfy_tinies import flux_2, qwen_image, stable_diffusion
+from comfy_tinies import _unets, flux_2, qwen_image, stable_diffusion
 from diffusers import FluxTransformer2DModel
 from tiny_flux import WIDTH
+from torch import nn
 
 from dual_process.demo import strokes
 
@@ -75,6 +76,19 @@ def with_words(tiny: Any) -> tuple[Any, Any, Any]:
     return model, WordsClip(tiny.conditioning), vae
 
 
+def stable_diffusion_inpainting() -> tuple[Any, Any, Any]:
+    """A UNet that sees a mask and the masked picture beside its four channels."""
+    build_unet = stable_diffusion.build_unet
+
+    def widened(widths: Any, groups: int) -> Any:
+        unet = build_unet(widths, groups)
+        unet.conv_in = nn.Conv2d(9, widths[0], 3, padding=1)
+        return unet
+
+    with mock.patch.object(stable_diffusion, "build_unet", widened), mock.patch.dict(_unets.CONFIG, in_channels=9):
+        return with_words(stable_diffusion.TINIES[0])
+
+
 def qwen() -> tuple[Any, Any, Any]:
     """Qwen-Image with a Qwen2.5-VL that ComfyUI has made; only its widths are in the place of the real ones."""
     import comfy.sd
@@ -106,6 +120,7 @@ CASES = {
     "Stable Diffusion": Case(
         partial(with_words, stable_diffusion.TINIES[0]), "inpaint", {"steps": 2, "cfg": 4.0, "scheduler": "normal"}
     ),
+    "Stable Diffusion, inpainting": Case(stable_diffusion_inpainting, "inpaint", {"steps": 2}),
     "FLUX.2": Case(partial(with_words, flux_2.TINIES[0]), "reference", {"steps": 2}),
     "Qwen-Image": Case(qwen, "inpaint", {"steps": 2}),
     "Qwen-Image, by reference": Case(qwen, "reference", {"steps": 2}),
