@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +54,8 @@ class ComfyPainter:
         width, height: of drafts, in pixels; multiples of 16.
         steps, cfg, sampler_name, scheduler: as in KSampler.
         negative: negative prompt, for a cfg other than 1.
-        grow: pixels by which a region is widened on every side before it is snapped to 16 pixels.
+        grow: pixels by which a region is widened on every side before it is snapped to 16 pixels; what is painted there
+            lies outside the region for whoever inspects it.
         guidance: of distilled models such as Flux, as the FluxGuidance node sets it; None is the MODEL's own.
         denoise: share of the sampler's noise from which "inpaint" samples a region; 1 paints it anew.
         denoise_whole: the same where a stroke has no region: below 1, or nothing of the canvas would be left.
@@ -99,8 +101,7 @@ class ComfyPainter:
         self._pixels = pixels_per_latent(model, vae)
         self._token = max(TOKEN, self._pixels)
         check_size(height, width, self._token)
-        if mask is not None:
-            tokens_of_mask(mask, height, width, self._token)
+        self._mask = "" if mask is None else _digest(tokens_of_mask(mask, height, width, self._token))
         empty = self._empty()
         self._fills = takes_masked_picture(model, empty)
         if mode != INPAINT:
@@ -135,9 +136,8 @@ class ComfyPainter:
             digest = weights_sha256(base_weights(self.model))
             names = ("mode", "width", "height", "steps", "cfg", "sampler_name", "scheduler", "negative", "grow")
             names += ("guidance", "denoise", "denoise_whole")
-            settings = ", ".join(
-                f"{name} {getattr(self, name)}" for name in names if getattr(self, name) not in ("", None)
-            )
+            told = {name: getattr(self, name) for name in names} | {"mask": self._mask}
+            settings = ", ".join(f"{name} {value}" for name, value in told.items() if value not in ("", None))
             self._info = ModelInfo(
                 file_name(self.model), type(self.model.model).__name__.lower(), dtype, digest, settings
             )
@@ -285,6 +285,10 @@ class ComfyPainter:
                 f"{got}. Choose one picture of a batch or video, made with the same MODEL."
             )
         return latent.cpu()
+
+
+def _digest(mask: Tensor) -> str:
+    return hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:8]
 
 
 def _larger(mask: Tensor, times: int) -> Tensor:

@@ -148,7 +148,7 @@ class FluxPainter:
     def _last_sigmas(self, share: float) -> list[float]:
         """The last `steps` of as many noise levels, before the model's own shift, as begin with this share of noise."""
         steps = self.settings.steps
-        total = max(steps, int(steps / share))
+        total = max(steps, round(steps / share))
         return np.linspace(1.0, 1 / total, total)[-steps:].tolist()
 
     def _first_level(self, sigmas: list[float], tokens: int) -> float:

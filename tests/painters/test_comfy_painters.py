@@ -249,6 +249,13 @@ def test_a_painter_says_what_it_is(painter):
     assert f"mode {painter.mode}, width 96, height 64, steps {painter.steps}" in info.settings
 
 
+def test_a_painter_with_another_mask_is_another_one(make):
+    half = torch.zeros(64, 96)
+    half[:32] = 1
+    masks = (None, half, half.flip(0))
+    assert len({make("demo, by reference", mask=mask).info.settings for mask in masks}) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [

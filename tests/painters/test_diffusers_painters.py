@@ -14,6 +14,7 @@ from dual_process.demo.strokes.reader import read_scenes
 from dual_process.demo.strokes.world import COLORS, KINDS
 from dual_process.painters.diffusers import load_inpaint, load_kontext
 from dual_process.process import Canvas, Fact, Plan, Region, Settings, Stroke, paint
+from dual_process.process.files import load_painting, save_painting
 
 SETTINGS = {"height": 64, "width": 96, "steps": 3, "max_sequence_length": 12}
 LEFT = Region(0, 0, 0.5, 1)
@@ -202,7 +203,7 @@ class SceneReader:
         return "missing", failed[-1]
 
 
-def test_the_demo_paints_stroke_by_stroke(demo):
+def test_the_demo_paints_stroke_by_stroke(demo, tmp_path):
     """Each stroke comes out in its region, and all else stays; on the grid of 16 pixels the figures are about 44 dB."""
     things = {
         "blue house": ("far left", Region(0, 0.125, 0.25, 0.5)),
@@ -221,3 +222,8 @@ def test_the_demo_paints_stroke_by_stroke(demo):
     assert set(painting.trajectory.held) == set(things)
     assert painting.trajectory.passes == 3
     assert all(step.mask and step.keep_psnr >= 40 for step in strokes)
+    begun = paint(plan, demo, SceneReader(), Settings(budget=2, whole_draft=False), seed=1)
+    save_painting(begun, tmp_path)  # and on from its file, by the very latents
+    settings = Settings(whole_draft=False)
+    resumed = paint(plan, demo, SceneReader(), settings, seed=1, resume_from=load_painting(tmp_path))
+    assert torch.equal(resumed.canvas.latent, painting.canvas.latent)
