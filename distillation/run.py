@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..core.attention import attention_with_gradients
 from ..core.errors import RecipeError, StopRequested
 from ..core.protocols import SLIDER, Critic, Generator
 from .anchors import Anchor, OnAnchor, draw_anchors, find_anchors
@@ -122,7 +123,8 @@ class Run:
             DistillationFailed: a step after the first failed for another reason, its cause.
         """
         try:
-            return self._step(should_stop)
+            with attention_with_gradients():
+                return self._step(should_stop)
         except (StopRequested, DistillationError):
             raise
         except Exception as error:

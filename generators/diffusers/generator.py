@@ -237,10 +237,9 @@ class DiffusersGenerator:
 
     def _attach(self, weights: LoraWeights, slider: LoraWeights | None = None) -> None:
         self.remove_lora()
-        with self._here():  # PEFT puts the LoRA where it finds the weights
-            self._lora = AttachedLora(self.network, weights)
-            if slider is not None:
-                self._slider = AttachedLora(self.network, slider, SLIDER_ADAPTER)
+        self._lora = AttachedLora(self.network, weights, device=self.device)
+        if slider is not None:
+            self._slider = AttachedLora(self.network, slider, SLIDER_ADAPTER, self.device)
 
     def remove_lora(self) -> None:
         """Gives back the base model; nothing happens if no LoRA of ours is attached."""

@@ -22,15 +22,21 @@ ADAPTER, SLIDER_ADAPTER = "dual_process", "dual_process_slider"
 class AttachedLora:
     """Our LoRA as it sits in a model; the user's own adapters keep their state and are put back on removal.
 
+    Args:
+        device: where the model computes, and so the LoRA lies, while the model's weights may wait elsewhere; None is
+            where they are.
+
     Raises:
         GeneratorError: another adapter is fused into a layer, where PEFT would silently skip ours.
     """
 
-    def __init__(self, model: Any, weights: LoraWeights, adapter: str = ADAPTER) -> None:
+    def __init__(
+        self, model: Any, weights: LoraWeights, adapter: str = ADAPTER, device: torch.device | None = None
+    ) -> None:
         self.model, self.adapter, self._strength = model, adapter, 1.0
         self.rank, self.alpha = weights.rank, weights.alpha
         self._before = _adapter_states(model)
-        _inject(model, weights, self._before, adapter)
+        _inject(model, weights, self._before, adapter, device)
         self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in weights.matrices}
         for name, layer in _tuner_layers(model):
             active, disabled = self._before.get(name, ((), False))
@@ -94,7 +100,9 @@ class AttachedLora:
             _activate(layer, *self._before[name])
 
 
-def _inject(model: Any, weights: LoraWeights, known: Collection[str], adapter: str) -> None:
+def _inject(
+    model: Any, weights: LoraWeights, known: Collection[str], adapter: str, device: torch.device | None
+) -> None:
     """Adds float32 LoRA layers; the global random state and the base model's requires_grad flags stay as they were.
 
     Layers that PEFT had wrapped before, `known` by their names, cast their inputs for the user's adapters as they did,
@@ -113,7 +121,7 @@ def _inject(model: Any, weights: LoraWeights, known: Collection[str], adapter: s
     for name in weights.matrices:
         layer: Any = model.get_submodule(name)
         for part in (layer.lora_A, layer.lora_B):
-            part[adapter].to(torch.float32).requires_grad_(True)
+            part[adapter].to(device, torch.float32).requires_grad_(True)
         narrow = name not in known or not layer.cast_input_dtype_enabled
         if isinstance(layer.lora_A[adapter], nn.Linear) and narrow:
             _keep_narrow_inputs(layer, adapter)

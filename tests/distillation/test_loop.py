@@ -421,6 +421,24 @@ def test_a_host_can_drive_a_run_itself():
     assert run.result("completed").steps == 6
 
 
+def test_cudnn_computes_no_attention_in_a_step():
+    """On some cards its gradients are not numbers."""
+    allowed = torch.backends.cuda.cudnn_sdp_enabled
+    seen = []
+
+    class Watching(FakeCritic):
+        def log_likelihood(self, images, questions):
+            scores = super().log_likelihood(images, questions)
+            scores.register_hook(lambda _: seen.append(allowed()))
+            seen.append(allowed())
+            return scores
+
+    assert allowed()
+    distill(FakeGenerator(), Watching(), recipe(train_steps=1))
+    assert seen == [False, False]
+    assert allowed()
+
+
 def test_a_checkpoint_every_no_steps_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="checkpoint_every"):
         distill(FakeGenerator(), FakeCritic(), recipe(), checkpoint_path=tmp_path / "c", checkpoint_every=0)

@@ -111,3 +111,12 @@ def test_pictures_amid_training(make, monkeypatch):
     with generator.training(in_turns=True):
         assert torch.equal(generator.sample([0], [4]), wanted)
         assert generator.estimate(DRAW).image.isfinite().all()
+
+
+def test_a_lora_that_is_attached_anew_lies_where_the_network_computes(make):
+    """Not where its weights wait."""
+    generator = make(True, offload="blocks")
+    generator.device = torch.device("meta")
+    generator.add_lora(2, 4.0, seed=0, slider=True)
+    assert {p.device.type for p in generator.lora_parameters().values()} == {"meta"}
+    assert generator.network.device.type == "cpu"
