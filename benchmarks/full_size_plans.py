@@ -11,12 +11,12 @@ class Part:
     """Of a plan: the generator's or the critic's.
 
     Attributes:
-        weights: "bf16", or what bitsandbytes makes of them.
+        weights: "bf16", or what they are quantised to.
         place: "resident" on the card; "in its turn", there only while it works; or "streamed", there block by block.
         checkpoints: whether the backward pass computes each block again.
     """
 
-    weights: Literal["bf16", "8bit", "4bit"] = "bf16"
+    weights: Literal["bf16", "8bit", "4bit", "fp8"] = "bf16"
     place: Literal["resident", "in its turn", "streamed"] = "resident"
     checkpoints: bool = False
 
@@ -53,6 +53,7 @@ PLANS = {
     "8 bits, checkpointed": _both(Part("8bit", checkpoints=True)),
     "4 bits, checkpointed": _both(Part("4bit", checkpoints=True)),
     "8 and 4 bits, checkpointed": Plan(Part("8bit", checkpoints=True), Part("4bit", checkpoints=True)),
+    "fp8 and 4 bits, checkpointed": Plan(Part("fp8", checkpoints=True), Part("4bit", checkpoints=True)),
     "8 bits, critic streamed": Plan(Part("8bit", checkpoints=True), STREAMED),
     "4 bits, critic streamed": Plan(Part("4bit", checkpoints=True), STREAMED),
     "4 bits, streamed": _both(Part("4bit", "streamed", checkpoints=True)),

@@ -30,7 +30,7 @@ from dual_process.generators.settings import GeneratorSettings
 
 OWN, SHARED = 14, 6  # words of a question of its own, and of all
 NO_HASH = "0" * 64  # hashing would read the numbers
-BITS = {"8bit": 8, "4bit": 4}
+BITS = {"8bit": 8, "fp8": 8, "4bit": 4}
 OFFLOAD = {"resident": False, "in its turn": True, "streamed": "blocks"}
 
 
