@@ -25,6 +25,7 @@ class Progress:
     def __init__(self, recipe: Any, node_id: str | None, has_view: bool = False) -> None:
         self._questions = recipe.questions
         self._bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)
+        self._anchor_bar = comfy.utils.ProgressBar(recipe.train_steps, node_id=node_id)  # a bar does not run backwards
         self._node_id = node_id
         self._has_view = has_view  # which shows pictures and numbers itself
         self._cancelled = False
@@ -35,13 +36,13 @@ class Progress:
 
     def __call__(self, report: Any, preview: Any) -> None:
         if self._has_view:
-            self._show(report.step, report.train_steps)
+            self._show(self._bar, report.step, report.train_steps)
             return
         picture = preview.image[:1].float().cpu()
         overlay = self._questions[0].at(preview.slider).overlay
         if overlay is not None:
             picture = overlay.apply(picture)
-        self._show(report.step, report.train_steps, ("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
+        self._show(self._bar, report.step, report.train_steps, ("JPEG", to_pil_image(picture[0]), PREVIEW_SIZE))
         text = f"step {report.step} / {report.train_steps}   loss {report.loss:.3f}"
         for role, name in (("control", "P(answer)"), ("keep", "P(kept)")):
             of_role = [p for p, q in zip(report.p_answer, self._questions, strict=True) if q.role == role]
@@ -51,16 +52,16 @@ class Progress:
 
     def on_anchor(self, done: int, total: int) -> None:
         """While the pool of anchors is made."""
-        self._show(done, total)
+        self._show(self._anchor_bar, done, total)
         self._say(f"looking for anchors: picture {done} / {total}")
 
     def on_picture(self, done: int, total: int) -> None:
         """While pictures before and after training are made."""
         self._say(f"picture {done} / {total}")
 
-    def _show(self, done: int, total: int, preview: Any = None) -> None:
+    def _show(self, bar: Any, done: int, total: int, preview: Any = None) -> None:
         try:
-            self._bar.update_absolute(done, total, preview)
+            bar.update_absolute(done, total, preview)
         except comfy.model_management.InterruptProcessingException:
             self._cancelled = True
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import comfy.model_management
 import torch
 from server import PromptServer
 from torch import Tensor
@@ -27,7 +26,7 @@ from .progress import Progress
 from .run_files import favourites_folder
 from .saving import workflow_metadata
 from .teaching import Sources, kept_by_the_preset, notes_on, prepare, unknown_words
-from .training import critics_and_questions, keep, written_down
+from .training import critics_and_questions, keep, stop, written_down
 from .view import PICTURE_SIZE, STATE
 
 ROUNDS = "rounds.safetensors"
@@ -79,7 +78,7 @@ class Session:
         """Ends a round with each of the picks that have not ended one yet; the pictures to mark next.
 
         Raises:
-            InterruptProcessingException: the user cancelled; the rounds before stay.
+            InterruptProcessingException: the user cancelled; the rounds before stay, the LoRA so far is written down.
         """
         favourites = self.favourites
         to_come = favourites.keep(picks)
@@ -151,8 +150,7 @@ class Session:
                 **options,
             )
         if result.stop_reason == "interrupted" or progress.is_cancelled():
-            comfy.model_management.interrupt_current_processing(False)
-            raise comfy.model_management.InterruptProcessingException()
+            stop(result)
         return result
 
     def _say(self, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from graphs import HELD_OUT, TRAINED, Graph, node
 from live_server import Server, open_page
 from PIL import Image
+from safetensors import safe_open
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 NODE = "window.app.graph.nodes.find(n => n.type === 'DualProcessPickFavourites')"
@@ -87,15 +89,25 @@ def test_rounds_go_on_are_taken_back_and_survive_a_restart_of_the_graph(server: 
     assert (folder / "round_3_1.jpg").read_bytes() == pictures["round_3_1.jpg"]
 
 
-def test_a_cancelled_round_leaves_those_before(server: Server) -> None:
+def test_a_cancelled_round_leaves_those_before_and_keeps_its_lora(server: Server) -> None:
     state = shown_by(server.run(graph("1", seed=5)))
+    loras = server.base / "models" / "loras" / "dual_process" / "interrupted"
     picture = server.base / "output" / "dual_process" / "favourites" / state["session"] / "round_2_4.jpg"
-    before = picture.stat().st_mtime_ns
+    before, kept = picture.stat().st_mtime_ns, set(loras.glob("*"))
     number = server.queue(graph("1\n2", seed=5, round_steps=5000))
     server.wait(lambda: picture.stat().st_mtime_ns > before, "begin the second round")
+
+    def trains() -> bool:
+        done, of = server.get("/test/progress").get("pick", [0, 0])
+        return of == 5000 and done > 0  # not still making anchors
+
+    server.wait(trains, "train a step")
     server.post("/interrupt", {})
     entry = server.finish(number)
     assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
+    (lora,) = set(loras.glob("*")) - kept
+    with safe_open(lora, "pt") as file:
+        assert 0 < json.loads(file.metadata()["dual_process.history"])["steps"] < 5000
     again = shown_by(server.run(graph("1", seed=5, round_steps=3)))
     assert {**again, "made": 0} == {**state, "made": 0}
 

@@ -1,4 +1,4 @@
-"""For tests: how far the nodes of the present run are, at GET /test/progress, by node id."""
+"""For tests: how far the nodes of the present run are, and of how much, at GET /test/progress, by node id."""
 
 from aiohttp import web
 from comfy_execution.progress import get_progress_state
@@ -9,4 +9,5 @@ NODE_CLASS_MAPPINGS = {}
 
 @PromptServer.instance.routes.get("/test/progress")
 async def progress(_: web.Request) -> web.Response:
-    return web.json_response({key: entry["value"] for key, entry in dict(get_progress_state().nodes).items()})
+    entries = dict(get_progress_state().nodes).items()
+    return web.json_response({key: (entry["value"], entry["max"]) for key, entry in entries})
