@@ -31,6 +31,7 @@ APART = (-1.0, 0.0, 1.0)
 def main(
     control: Annotated[str, typer.Option(help=f"What to teach: {', '.join(SLIDERS)}.")] = "horizon",
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs at each value.")] = 32,
     apart: Annotated[bool, typer.Option(help="Train single LoRAs for three of the values, too.")] = False,
     lora_targets: Annotated[str | None, typer.Option(help="As in a recipe; the preset's by default.")] = None,
@@ -43,7 +44,7 @@ def main(
     changes = {} if lora_targets is None else {"lora_targets": lora_targets}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in track(range(seeds), console=Console(stderr=True)):
+        for seed in track(range(first_seed, first_seed + seeds), console=Console(stderr=True)):
             slider = SLIDERS[control](seed=seed, **changes)
             rows += measured(control, slider, pairs, (output or Path(scratch)) / f"{control}_{seed}.safetensors")
             if apart:

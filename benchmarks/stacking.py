@@ -43,6 +43,7 @@ ROWS = (
 
 def main(
     seeds: Annotated[int, typer.Option(help="Training seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     pairs: Annotated[int, typer.Option(help="Held-out (prompt, noise) pairs.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, else as a Markdown table.")] = False,
     output: Annotated[Path | None, typer.Option(help="Keep the LoRAs and 16 of the pictures here.")] = None,
@@ -50,7 +51,7 @@ def main(
     """Trains the LoRAs with every seed and prints a row for each set that is loaded."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in track(range(seeds), console=Console(stderr=True)):
+        for seed in track(range(first_seed, first_seed + seeds), console=Console(stderr=True)):
             folder = (output or Path(scratch)) / str(seed)
             loras = trained(seed, folder)
             for names in ROWS:
