@@ -27,6 +27,7 @@ from .result import (
 )
 from .run import Run
 from .slider import SliderLora, read_slider, slider_path
+from .targets import Target
 from .wordings import guard_questions, overlay_questions
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "SliderLora",
     "StepReport",
     "StopRequested",
+    "Target",
     "distill",
     "guard_questions",
     "keep_questions",

@@ -14,10 +14,11 @@ from torch import Tensor
 from ..core.protocols import Critic, Draw, Estimate, Generator, Need
 from .asking import Samples, answers_before
 from .loss import vqa_loss
-from .penalties import ANCHORS, JUDGED, PENALTIES
+from .penalties import ANCHORS, JUDGED, PENALTIES, TARGETS
 from .question import Question
 from .recipe import Recipe
 from .result import Preview
+from .targets import Aims
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def learn_from(
     """
     turn = partial(generator.training, in_turns=True) if take_turns else nullcontext
     twice = take_turns and not generator.keeps_graph
-    needs = needs_of(recipe, JUDGED)
+    needs = needs_of(recipe, JUDGED) | needs_of(recipe, TARGETS)
     needs.add("image")
     with turn(), torch.set_grad_enabled(not twice):
         estimate = generator.estimate(draw, {"image"} if twice else needs)
@@ -64,6 +65,8 @@ def learn_from(
         if twice:
             estimate = generator.estimate(draw, needs)  # the same picture, now with its graph
         penalties = penalties_of(recipe, JUDGED, estimate)
+        if recipe.targets:
+            penalties |= penalties_of(recipe, TARGETS, estimate, Aims.of(recipe.targets, draw, image.detach()))
         # One backward pass through the generator carries the critics' gradient and the penalties'.
         total = (judged.image_gradient.to(image) * estimate.get("image")).sum()
         backward(recipe, penalties, total)
@@ -88,10 +91,10 @@ def needs_of(recipe: Recipe, samples: str) -> set[Need]:
     return {need for penalty in active if penalty.samples == samples for need in penalty.needs}
 
 
-def penalties_of(recipe: Recipe, samples: str, estimate: Estimate) -> dict[str, Tensor]:
-    """The recipe's penalties on these samples, by name."""
+def penalties_of(recipe: Recipe, samples: str, estimate: Estimate, *beside: Aims) -> dict[str, Tensor]:
+    """The recipe's penalties on these samples, by name; `beside` is what else they are called with."""
     active = (PENALTIES[name] for name in recipe.penalties)
-    return {p.name: p.call(*map(estimate.get, p.needs)) for p in active if p.samples == samples}
+    return {p.name: p.call(*map(estimate.get, p.needs), *beside) for p in active if p.samples == samples}
 
 
 def backward(recipe: Recipe, penalties: Mapping[str, Tensor], total: Tensor | float) -> None:

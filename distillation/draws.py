@@ -13,6 +13,7 @@ from ..core.protocols import Draw
 from .question import Question
 from .recipe import SAMPLED, Recipe
 from .slider import follows_slider
+from .targets import target_seeds
 
 WORDING_STREAM, SLIDER_STREAM = 3, 4  # set these draws apart from those of samples and anchors
 BEYOND = 1.1  # values are drawn a little beyond the ends, and count as the ends
@@ -42,7 +43,7 @@ def draw_batch(
     """The samples `first_sample` … + batch_size − 1 of a step.
 
     Since no generator is carried from one draw to the next, resuming, accumulating and spreading samples over
-    workers all see the same samples.
+    workers all see the same samples. A prompt whose targets belong to noises is drawn with one of these.
     """
     prompts, seeds, steps, times, renoise_seeds = [], [], [], [], []
     for sample in range(first_sample, first_sample + recipe.batch_size):
@@ -52,6 +53,8 @@ def draw_batch(
         steps.append(int(random.integers(num_inference_steps)))
         times.append(1.0 - float(random.random()))  # (0, 1]
         renoise_seeds.append(int(random.integers(2**63)))
+        if known := target_seeds(recipe.targets, prompts[-1]):
+            seeds[-1] = known[int(random.integers(len(known)))]
     renoise = recipe.timesteps == "renoise"
     return Draw(
         prompt_indices=tuple(prompts),

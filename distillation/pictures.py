@@ -1,4 +1,4 @@
-"""Pictures that a recipe's questions embed are written once, however many of them show them.
+"""Pictures that a recipe's questions and targets embed are written once, however many of them show them.
 
 The engine knows no kinds of overlay: any long text in one's plain data is taken for a picture, as in references.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from ..core.errors import RecipeError
 from ..core.picture import FILE
 
 TABLE = "pictures"  # of a recipe's plain data: from "sha256:…" to the text itself
-SHOWN = ("overlay", "references")  # of a question: what may hold pictures
+# What may hold pictures, of the rows of each list.
+SHOWN = {"questions": ("overlay", "references"), "targets": ("image", "mask")}
 LONGEST_INLINE = 1024  # characters; longer texts move to the table
 REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def share_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data with its questions' pictures in a table, if there are any, and references in their place.
+    """A recipe's plain data with its embedded pictures in a table, if there are any, and references in their place.
 
     The same text has one entry, a reference is "sha256:" and the hash of the text.
     """
@@ -53,7 +54,7 @@ def resolve_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
             return text
         if text not in table:
             raise RecipeError(
-                f"A question refers to the picture {text!r}, which the recipe's table {TABLE!r} lacks. Add it there, "
+                f"The recipe refers to the picture {text!r}, which its table {TABLE!r} lacks. Add it there, "
                 "or embed the picture itself."
             )
         return table[text]
@@ -62,39 +63,35 @@ def resolve_pictures(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_folder(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe's plain data in which the files of references are told by their place, no longer from a folder."""
+    """A recipe's plain data in which the files of pictures are told by their place, no longer from a folder."""
 
-    def placed(reference: Any) -> Any:
-        file = reference.get(FILE) if isinstance(reference, Mapping) else None
-        return {**reference, FILE: str(folder / file)} if isinstance(file, str) else reference
+    def placed(shown: Any) -> Any:
+        if isinstance(shown, list):
+            return [placed(one) for one in shown]
+        file = shown.get(FILE) if isinstance(shown, Mapping) else None
+        return {**shown, FILE: str(folder / file)} if isinstance(file, str) else shown
 
-    rows = recipe.get("questions")
-    if not isinstance(rows, list):
-        return dict(recipe)
-    changed = [
-        {**row, "references": [placed(one) for one in row["references"]]}
-        if isinstance(row, Mapping) and isinstance(row.get("references"), list)
-        else row
-        for row in rows
-    ]
-    return {**recipe, "questions": changed}
+    return _with_shown(recipe, placed)
 
 
 def _with_pictures(recipe: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A copy with every text of the questions' overlays and references changed.
+    """A copy with every text changed that may be a picture."""
+    return _with_shown(recipe, lambda shown: _map_texts(shown, change))
 
-    Rows of another shape stay for whoever checks them.
+
+def _with_shown(recipe: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A copy with everything changed that may hold pictures.
+
+    Lists and rows of another shape stay for whoever checks them.
     """
-    rows = recipe.get("questions")
-    if not isinstance(rows, list | tuple):
-        return dict(recipe)
-    return {**recipe, "questions": [_changed(row, change) for row in rows]}
+    lists = {key: recipe[key] for key in SHOWN if isinstance(recipe.get(key), list | tuple)}
+    return {**recipe, **{key: [_changed(row, SHOWN[key], change) for row in rows] for key, rows in lists.items()}}
 
 
-def _changed(row: Any, change: Callable[[str], str]) -> Any:
+def _changed(row: Any, shown: Collection[str], change: Callable[[Any], Any]) -> Any:
     if not isinstance(row, Mapping):
         return row
-    return {name: _map_texts(value, change) if name in SHOWN else value for name, value in row.items()}
+    return {name: change(value) if name in shown else value for name, value in row.items()}
 
 
 def _map_texts(data: Any, change: Callable[[str], str]) -> Any:

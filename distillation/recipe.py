@@ -14,16 +14,16 @@ import tomli_w
 from ..core.errors import RecipeError
 from ..core.protocols import ATTENTION_AND_FEED_FORWARD, Overlay, Sampling
 from .checks import check, check_integer, check_keys, check_number, is_list
-from .penalties import PENALTIES
+from .penalties import PENALTIES, TARGETS
 from .pictures import resolve_pictures, share_pictures, with_folder
 from .question import Question
+from .targets import MAX_SEED, Target, checked_targets, targets_of
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-MAX_SEED = 2**64 - 1  # the largest that torch, and ComfyUI's seed widget, take
 BuildOverlay = Callable[[Any], Overlay]
 SAMPLED, AVERAGED = "sampled", "averaged"  # what is done with paraphrases
 OLD_PENALTIES = {"velocity_weight": "velocity", "range_weight": "range"}  # keys of version 0.1
@@ -112,6 +112,9 @@ class Recipe:
             "'averaged': each step asks all, and takes the mean of their losses."
         },
     )
+    targets: tuple[Target, ...] = field(
+        default=(), metadata={"help": "Pictures that samples are to look like; the penalty 'targets' weighs them."}
+    )
     velocity_weight: InitVar[float | None] = None  # as version 0.1 named `penalties`
     range_weight: InitVar[float | None] = None
 
@@ -153,6 +156,13 @@ class Recipe:
         check(self.lr_schedule in ("constant", "cosine"), "lr_schedule", "'constant' or 'cosine'", self.lr_schedule)
         check(self.timesteps in ("sampler", "renoise"), "timesteps", "'sampler' or 'renoise'", self.timesteps)
         check(self.wordings in (SAMPLED, AVERAGED), "wordings", f"'{SAMPLED}' or '{AVERAGED}'", self.wordings)
+        object.__setattr__(self, "targets", checked_targets(self.targets))
+        if bool(self.targets) != (TARGETS in self.penalties):
+            raise RecipeError(
+                "The recipe has targets, but they weigh nothing: give the penalty 'targets' a weight, such as 30."
+                if self.targets
+                else "The penalty 'targets' has a weight, but the recipe has no targets: name some, or leave it out."
+            )
 
     @property
     def sampling(self) -> Sampling:
@@ -167,12 +177,14 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data without None values, ready for TOML and JSON; embedded pictures once, in a table `pictures`."""
-        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "questions"}
+        data = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("questions", "targets")}
         data["prompts"] = list(self.prompts)
         data["held_out"] = list(self.held_out)
         data["penalties"] = dict(self.penalties)
         data["anchors"] = dict(vars(self.anchors))
         data["questions"] = [q.to_dict() for q in self.questions]
+        if self.targets:
+            data["targets"] = [target.to_dict() for target in self.targets]
         if self.wordings == SAMPLED:  # later than the first version, whose checkpoints are compared with this
             del data["wordings"]
         return share_pictures({name: value for name, value in data.items() if value is not None})
@@ -202,6 +214,8 @@ class Recipe:
                 question = replace(question, overlay=build_overlay(question.overlay))
             questions.append(question)
         data = {**data, "questions": tuple(questions)}
+        if "targets" in data:
+            data["targets"] = targets_of(data["targets"])
         if "anchors" in data:
             if not isinstance(data["anchors"], Mapping):
                 raise RecipeError(f"Expected anchors as a table of settings, got {data['anchors']!r}.")

@@ -32,6 +32,7 @@ from .result import (
     mean_probability,
 )
 from .slider import follows_slider
+from .targets import check_targets
 
 ShouldStop = Callable[[], bool]
 
@@ -66,6 +67,9 @@ class Run:
         self._take_turns = take_turns
         self._num_prompts = _check_prompts(generator, recipe)
         check_questions(recipe.questions, self.critics, self._num_prompts, generator.prompts)
+        check_targets(recipe.targets, self._num_prompts)
+        if recipe.targets and follows_slider(recipe):
+            raise RecipeError("The recipe has targets and a slider, but a target is of no value of it. Leave one out.")
 
         slider = {"slider": True} if follows_slider(recipe) else {}
         generator.add_lora(recipe.rank, recipe.lora_alpha, recipe.seed, recipe.lora_targets, **slider)

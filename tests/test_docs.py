@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 from dual_process import overlays
-from dual_process.distillation import Anchors, Question, Recipe
+from dual_process.distillation import Anchors, Question, Recipe, Target
 from dual_process.distillation.penalties import PENALTIES
 from dual_process.distillation.result import VERSION
 from dual_process.overlays import KINDS
@@ -31,7 +31,9 @@ def default(field) -> str:
     return "required" if value is MISSING else "–" if value in (None, (), {}) else f"`{value}`"
 
 
-@pytest.mark.parametrize("field", [*fields(Recipe), *fields(Question), *fields(Anchors)], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "field", [f for kind in (Recipe, Question, Anchors, Target) for f in fields(kind)], ids=lambda f: f.name
+)
 def test_every_setting_is_documented(field):
     assert f"| `{field.name}` | {default(field)} | {field.metadata['help']} |" in RECIPE_PAGE
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from .anchors import ANCHOR_DISTANCE
 from .out_of_range import RANGE
-from .penalty import ANCHORS, JUDGED, Penalty
+from .penalty import ANCHORS, JUDGED, TARGETS, Penalty
 from .structure import STRUCTURE
+from .targets import TARGET_DISTANCE
 from .velocity import VELOCITY
 
 PENALTIES: Mapping[str, Penalty] = {
@@ -20,7 +21,8 @@ PENALTIES: Mapping[str, Penalty] = {
         RANGE,
         ANCHOR_DISTANCE,
         STRUCTURE,
+        TARGET_DISTANCE,
     )
 }
 
-__all__ = ["ANCHORS", "JUDGED", "PENALTIES", "Penalty"]
+__all__ = ["ANCHORS", "JUDGED", "PENALTIES", "TARGETS", "Penalty"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.protocols import Need
 
-JUDGED, ANCHORS = "judged", "anchors"
+JUDGED, ANCHORS, TARGETS = "judged", "anchors", "targets"
 
 
 @dataclass(frozen=True)
@@ -20,4 +20,5 @@ class Penalty:
     help: str
     needs: tuple[Need, ...]  # of an `Estimate`, in the order in which `call` takes them
     call: Callable[..., Tensor]  # a scalar with gradient
-    samples: str = JUDGED  # whose estimate: the judged samples', or that of anchors drawn beside them
+    # Whose estimate: the judged samples', that of anchors drawn beside them, or the judged samples' with their `Aims`.
+    samples: str = JUDGED
