@@ -8,6 +8,7 @@ from .painting import Painting, ProcessFailed, Settings, paint
 from .protocols import Canvas, Painter, Thinker
 from .replies import plan_from_reply
 from .states import Fact, Plan, Reading, Reflection, Region, Step, Stroke, Trajectory, plan_from_dict
+from .supervision import failure_lesson, result_lesson, step_lesson
 from .thinking import CriticThinker, plan_by_rules
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "Stroke",
     "Thinker",
     "Trajectory",
+    "failure_lesson",
     "gain",
     "paint",
     "plan_by_rules",
     "plan_from_dict",
     "plan_from_reply",
+    "result_lesson",
+    "step_lesson",
 ]

@@ -356,12 +356,17 @@ def _all_held(readings: Sequence[Reading]) -> bool:
 
 def kept_psnr(after: Tensor, before: Tensor, region: Region) -> float:
     """PSNR in dB between pictures [1, 3, H, W] outside a region; infinite where nothing changed."""
-    height, width = after.shape[-2:]
-    outside = torch.ones(height, width, dtype=torch.bool)
+    kept = outside(region, *after.shape[-2:])
+    if not kept.any():
+        return math.inf
+    error = float((after - before).square().mean(dim=(0, 1))[kept].mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def outside(region: Region, height: int, width: int) -> Tensor:
+    """The pixels of a picture that a region does not touch, [H, W], bool."""
+    kept = torch.ones(height, width, dtype=torch.bool)
     rows = slice(math.floor(region.top * height), math.ceil(region.bottom * height))
     columns = slice(math.floor(region.left * width), math.ceil(region.right * width))
-    outside[rows, columns] = False
-    if not outside.any():
-        return math.inf
-    error = float((after - before).square().mean(dim=(0, 1))[outside].mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
+    kept[rows, columns] = False
+    return kept
