@@ -39,7 +39,13 @@ def load_painter(folder: str | Path = WEIGHTS / "pipeline") -> FluxPainter:
     from ...painters.diffusers import load_kontext
 
     return load_kontext(
-        folder, height=IMAGE_SIZE, width=IMAGE_SIZE, steps=1, guidance=0.0, max_sequence_length=PROMPT_LENGTH
+        folder,
+        device="cpu",
+        height=IMAGE_SIZE,
+        width=IMAGE_SIZE,
+        steps=1,
+        guidance=0.0,
+        max_sequence_length=PROMPT_LENGTH,
     )
 
 
