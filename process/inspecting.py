@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from ..core.errors import ProcessError
 from .protocols import Thinker
 from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Fact, Plan, Reading
 
@@ -73,6 +74,25 @@ def read_blank(thinker: Thinker, like: Tensor, facts: Sequence[Fact]) -> tuple[t
     )
     only = said.pop() if len(said) == 1 else None
     return readings, None if only == "No" and control is None else only
+
+
+def checked_blank(thinker: Thinker, like: Tensor, facts: Sequence[Fact]) -> tuple[Reading, ...]:
+    """The readings of `read_blank`. Raises ProcessError where the critic gives one answer to everything."""
+    blank, answer = read_blank(thinker, like, facts)
+    if answer is not None:
+        raise ProcessError(
+            f"The critic says {answer} to every question, even about a blank canvas, so that it cannot inspect. "
+            "Choose another critic, or other wordings of the facts."
+        )
+    return blank
+
+
+def inspect(thinker: Thinker, picture: Tensor, plan: Plan) -> tuple[Reading, ...]:
+    """What a finished picture [1, 3, H, W] holds of a plan. Raises as `checked_blank`."""
+    ledger = Ledger(plan, checked_blank(thinker, picture, plan.facts))
+    for stroke in plan.strokes:
+        ledger.run(stroke.id)
+    return ledger.readings(thinker.read(picture, plan.facts))
 
 
 def gain(readings: Sequence[Reading]) -> tuple[int, float]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ProcessError
-from .inspecting import Ledger, failing, gain, read_blank
+from ..core.errors import ProcessError, StopRequested
+from .inspecting import Ledger, checked_blank, failing, gain
 from .protocols import Canvas, Painter, Thinker
 from .resuming import RecordedPainter, RecordedThinker, check_same
 from .states import (
@@ -117,7 +117,8 @@ def paint(
         wanted: a prompt, which the thinker plans, or a plan.
         seed: the same one gives the same trajectory.
         on_step: called after each step with what there is so far.
-        should_stop: asked before each pass; where it says so, what is there is the result.
+        should_stop: asked before each pass; where it says so, or a model raises StopRequested, what is there is the
+            result.
         resume_from: what an earlier call left, that was stopped, failed or killed; the result is the same as if it had
             not been. It may go on with a larger budget.
 
@@ -173,6 +174,8 @@ class _Process:
             reason = self._paint()
         except _Stopped as stopped:
             reason = stopped.reason
+        except StopRequested:  # from within a model
+            reason = INTERRUPTED
         except Exception as error:
             if self.canvas is None:
                 raise
@@ -201,9 +204,9 @@ class _Process:
         prompt = plan.description or plan.prompt if settings.whole_draft else plan.background or plan.prompt
         for attempt in range(1 + settings.restarts):
             seed = self._next_pass()
-            canvas = _as_shown(self.painter.draft(prompt, seed))
+            canvas = as_shown(self.painter.draft(prompt, seed))
             if not self.ledger.blank and settings.inspect:
-                self._control(canvas.picture)
+                self.ledger = Ledger(plan, checked_blank(self.thinker, canvas.picture, plan.facts))
             readings = self._inspect(canvas.picture)
             held = sum(reading.status == HELD for reading in readings)
             judged = sum(reading.status != UNJUDGED for reading in readings)
@@ -214,16 +217,6 @@ class _Process:
             self._add(DRAFT, prompt, prompt, canvas, reflection, seed, accepted=better)
             if not again:
                 return
-
-    def _control(self, like: Tensor) -> None:
-        """Asks about a blank canvas: what is held there the critic cannot judge."""
-        blank, answer = read_blank(self.thinker, like, self.plan.facts)
-        if answer is not None:
-            raise ProcessError(
-                f"The critic says {answer} to every question, even about a blank canvas, so that it cannot inspect. "
-                "Choose another critic, or other wordings of the facts."
-            )
-        self.ledger = Ledger(self.plan, blank)
 
     # Strokes
 
@@ -243,11 +236,13 @@ class _Process:
         for attempt in range(1 + (self.settings.refinements if self.settings.inspect else 0)):
             seed = self._next_pass()
             now = replace(stroke, instruction=instruction)
-            made = _as_shown(self.painter.stroke(base, now, seed))
+            made = as_shown(self.painter.stroke(base, now, seed))
             self.ledger.run(stroke.id)
             readings = self._inspect(made.picture)
             kept = None if stroke.region is None else kept_psnr(made.picture, self.canvas.picture, stroke.region)
-            accepted = self._is_better(readings, kept)
+            accepted = not (self.settings.inspect and self.settings.roll_back) or improves(
+                readings, self.readings, kept, self.settings.keep_psnr
+            )
             if accepted:
                 self._accept(now, made, readings, kept, seed)
                 return
@@ -261,12 +256,6 @@ class _Process:
                 stroke.id, now.instruction, self._scene(), made, reflection, seed, accepted=False, kept=kept, stroke=now
             )
             base = made if verdict == REFINE else self.canvas
-
-    def _is_better(self, readings: tuple[Reading, ...], kept: float | None) -> bool:
-        if not self.settings.inspect or not self.settings.roll_back:
-            return True
-        lost = any(reading.status == LOST for reading in readings)
-        return not lost and (kept is None or kept >= self.settings.keep_psnr) and gain(readings) > gain(self.readings)
 
     def _accept(
         self, stroke: Stroke, made: Canvas, readings: tuple[Reading, ...], kept: float | None, seed: int
@@ -344,7 +333,7 @@ class _Process:
         return Painting(trajectory, dict(self.canvases))
 
 
-def _as_shown(canvas: Canvas) -> Canvas:
+def as_shown(canvas: Canvas) -> Canvas:
     """Its picture in whole steps of 1/255, so that what is judged is what is kept in a file."""
     return replace(canvas, picture=(canvas.picture.float().clamp(0, 1) * 255).round() / 255)
 
@@ -352,6 +341,14 @@ def _as_shown(canvas: Canvas) -> Canvas:
 def _all_held(readings: Sequence[Reading]) -> bool:
     """All that can be judged."""
     return all(reading.status in (HELD, UNJUDGED) for reading in readings)
+
+
+def improves(
+    readings: Sequence[Reading], before: Sequence[Reading], kept: float | None, least: float = Settings.keep_psnr
+) -> bool:
+    """Whether a stroke did no harm and brought something: nothing lost, the rest kept, and more held than before."""
+    lost = any(reading.status == LOST for reading in readings)
+    return not lost and (kept is None or kept >= least) and gain(readings) > gain(before)
 
 
 def kept_psnr(after: Tensor, before: Tensor, region: Region) -> float:

@@ -89,8 +89,8 @@ class Plan:
         source: who made it: "critic", "user" or "rules".
 
     Raises:
-        ProcessError: no prompt, ids that are there twice, a fact of a stroke that is not there, too many of either, or
-            additions whose regions meet; the message names them.
+        ProcessError: no prompt, ids that are there twice, facts that contradict each other, a fact of a stroke that is
+            not there, too many of either, or additions whose regions meet; the message names them.
     """
 
     prompt: str
@@ -112,6 +112,15 @@ class Plan:
             ids = [thing.id for thing in things]
             if twice := sorted({i for i in ids if ids.count(i) > 1}):
                 raise ProcessError(f"The {what} {', '.join(twice)} are there twice: give each an id of its own.")
+        answers: dict[str, Fact] = {}
+        for fact in self.facts:
+            _check(fact.answer in ("Yes", "No"), f"the answer of {fact.id}", "Yes, No", fact.answer)
+            other = answers.setdefault(" ".join(fact.question.lower().split()), fact)
+            if other.answer != fact.answer:
+                raise ProcessError(
+                    f"The facts {other.id} and {fact.id} contradict each other: {fact.question!r} cannot be both Yes "
+                    "and No. Leave one of them out."
+                )
         known = {stroke.id for stroke in self.strokes}
         if lost := sorted(fact.id for fact in self.facts if fact.stroke is not None and fact.stroke not in known):
             raise ProcessError(f"The facts {', '.join(lost)} belong to strokes that the plan does not have.")

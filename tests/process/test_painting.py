@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_models import SlotPainter, SlotThinker, picture_of, plan, region
 
-from dual_process.core.errors import ProcessError
+from dual_process.core.errors import ProcessError, StopRequested
 from dual_process.process import Fact, ProcessFailed, Settings, Trajectory, paint
 from dual_process.process.files import load_painting, save_painting
 from dual_process.process.painting import kept_psnr
@@ -181,6 +181,17 @@ def test_a_failure_or_a_stop_on_the_way_keeps_what_is_there():
     assert len(stopped.trajectory.steps) == 2
     with pytest.raises(ProcessError, match="before there was a picture"):
         paint(plan(), SlotPainter(), SlotThinker(), should_stop=lambda: True)
+
+
+def test_a_model_that_stops_from_within_leaves_what_is_there():
+    class Stopping(SlotPainter):
+        def stroke(self, canvas, stroke, seed):
+            if stroke.id == "s1":
+                raise StopRequested
+            return super().stroke(canvas, stroke, seed)
+
+    way = paint(plan(), Stopping(), SlotThinker(), ONE_DRAFT).trajectory
+    assert (way.stop_reason, way.held) == ("interrupted", ("f0",))
 
 
 def test_what_lies_outside_a_region_is_measured():

@@ -1,0 +1,68 @@
+"""Plans, readings and trajectories in words, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .painting import BUDGET, DONE, DRAFT, FAILED, INTERRUPTED, NO_GAIN
+from .states import BY_CRITIC, BY_RULES, HELD, LOST, PENDING, UNJUDGED, VIOLATED, Plan, Reading, Trajectory
+from .steering import BY_HAND
+
+SIGNS = {HELD: "✓", VIOLATED: "✗", LOST: "✗ lost:", PENDING: "…", UNJUDGED: "?"}
+MADE = {BY_CRITIC: "made by the critic", BY_RULES: "made by rules, since the critic's replies were no plan"}
+REASONS = {
+    DONE: "Everything that the critic can judge is held.",
+    BUDGET: "The budget is used up.",
+    NO_GAIN: "The last rounds brought no gain.",
+    INTERRUPTED: "Cancelled on the way.",
+    FAILED: "Something failed on the way.",
+    BY_HAND: "The last step was steered by hand.",
+}
+NEVER = (
+    "The critic held no fact of any picture. If you see that it is wrong, it cannot judge these questions: try it with "
+    "Ask VLM Critic, word the facts otherwise, or choose another critic."
+)
+
+
+def plan_in_words(plan: Plan) -> str:
+    """Strokes, and what each is to bring about."""
+    lines = [f"Plan, {MADE.get(plan.source, 'of your own')}: {plan.description or plan.prompt}"]
+    for stroke in (None, *plan.strokes):
+        facts = [f for f in plan.facts if f.stroke == (None if stroke is None else stroke.id)]
+        if stroke is not None:
+            where = "" if stroke.region is None else " in a region of its own"
+            lines.append(f"{stroke.id}: {stroke.instruction}{where}")
+        lines += [f"   {fact.question} {fact.answer}" for fact in facts]
+    return "\n".join(lines)
+
+
+def readings_in_words(plan: Plan, readings: Sequence[Reading]) -> str:
+    """A line for each fact: whether it is held, its question, the wanted answer, and how probable that is."""
+    facts = {fact.id: fact for fact in plan.facts}
+    return "\n".join(
+        f"{SIGNS.get(r.status, '?')} {facts[r.fact].question}   P({facts[r.fact].answer}) = {r.p:.3f}" for r in readings
+    )
+
+
+def trajectory_in_words(trajectory: Trajectory) -> str:
+    """Why it ended, what it came to, and the readings of the result."""
+    strokes = [step for step in trajectory.steps if step.stroke != DRAFT]
+    back = sum(not step.accepted for step in strokes)
+    facts = f"{len(trajectory.held)} of {len(trajectory.plan.facts)} facts held"
+    passes = f"{trajectory.passes} {'pass' if trajectory.passes == 1 else 'passes'} of the painter"
+    best = trajectory.steps[trajectory.best].reflection
+    said = [] if _ever_held(trajectory) else [NEVER]
+    said += [f"What is wrong: {best.text}"] if best.text else []
+    said += [f"What could mend it: {best.instruction}"] if best.instruction else []
+    return "\n".join(
+        [
+            REASONS.get(trajectory.stop_reason, trajectory.stop_reason),
+            f"{facts}; {passes}; of {len(strokes)} strokes {back} taken back.",
+            readings_in_words(trajectory.plan, best.readings),
+            *said,
+        ]
+    )
+
+
+def _ever_held(trajectory: Trajectory) -> bool:
+    return any(step.reflection.with_status(HELD, UNJUDGED) for step in trajectory.steps)
