@@ -13,7 +13,8 @@ from .view import add_routes
 
 MODULES = (
     *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving", "sliders"),
-    *("favourites", "distill_sockets", "annotations"),
+    *("favourites", "distill_sockets", "annotations", "painters", "planning", "painting", "steering", "inspecting"),
+    "trajectories",
 )
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,40 @@ def favourites_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "dual_process" / "favourites"
 
 
+def trajectories_folder() -> Path:
+    """Where pictures that were made step by step are kept, each in a folder with all its steps."""
+    return Path(folder_paths.get_output_directory()) / "dual_process" / "trajectories"
+
+
+def interrupted_folder() -> Path:
+    """Where those are kept that were cancelled or failed on the way."""
+    return Path(folder_paths.get_output_directory()) / "dual_process" / "interrupted"
+
+
+def path_below(root: Path, name: str, error: type[Exception], where: str, example: str) -> Path:
+    """The path that a user's `name` means below `root`, never outside of it.
+
+    Raises:
+        Exception: `error`, where the name is empty, absolute, or leads out of the folder.
+    """
+    parts = name.strip().replace("\\", "/").split("/")
+    wrong = [p for p in parts if p in ("", ".", "..") or ":" in p or "\0" in p or p != p.strip()]
+    path = root.joinpath(*parts) if not wrong else root
+    if wrong or not path.resolve().is_relative_to(root.resolve()):
+        raise error(
+            f"Expected a name below {where} such as '{example}' or 'mine/{example}', got {name!r}. Leave out '..', "
+            "drive letters and a leading '/'."
+        )
+    return path
+
+
+def free_folder(folder: Path, stem: str) -> Path:
+    """The next numbered path, `<stem>_00001` or higher, that nothing has."""
+    numbered = re.compile(rf"{re.escape(stem)}_(\d+)", re.IGNORECASE)  # some file systems know no case
+    taken = [int(found[1]) for path in folder.glob("*") if (found := numbered.fullmatch(path.name))]
+    return folder / f"{stem}_{max(taken, default=0) + 1:05}"
+
+
 def is_key(text: Any) -> bool:
     """Whether a text can be the end of a run folder's name: what comes from a browser is not trusted."""
     return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{8,40}", text) is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .lora_model import COMFYUI, DIFFUSERS, TrainedLora, free_path, save_lora
 from .refusals import refused
-from .run_files import save_picture
+from .run_files import path_below, save_picture
 from .types import CATEGORY
 
 
@@ -89,15 +89,7 @@ def lora_file(root: Path, name: str) -> Path:
     """
     from ..distillation import LoraFileError
 
-    parts = name.strip().replace("\\", "/").removesuffix(".safetensors").split("/")
-    wrong = [p for p in parts if p in ("", ".", "..") or ":" in p or "\0" in p or p != p.strip()]
-    path = root.joinpath(*parts) if not wrong else root
-    if wrong or not path.resolve().is_relative_to(root.resolve()):
-        raise LoraFileError(
-            f"Expected a name below models/loras such as 'horizon' or 'mine/horizon', got {name!r}. Leave out '..', "
-            "drive letters and a leading '/'."
-        )
-    return path
+    return path_below(root, name.strip().removesuffix(".safetensors"), LoraFileError, "models/loras", "horizon")
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:

@@ -19,6 +19,9 @@ Overlay = io.Custom("DUAL_PROCESS_OVERLAY")
 Loss = io.Custom("DUAL_PROCESS_LOSS")
 Prompts = io.Custom("DUAL_PROCESS_PROMPTS")
 Checkpoint = io.Custom("DUAL_PROCESS_CHECKPOINT")
+Painter = io.Custom("DUAL_PROCESS_PAINTER")
+Plan = io.Custom("DUAL_PROCESS_PLAN")
+Trajectory = io.Custom("DUAL_PROCESS_TRAJECTORY")  # a `process.Painting`
 
 
 @dataclass(frozen=True)

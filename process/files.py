@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ..core.picture import Picture
 from ..core.tensor_file import read_tensors, write_tensors
 from .painting import DRAFT, Painting
 from .protocols import Canvas
-from .states import HELD, LOST, PENDING, VIOLATED, Reading, Trajectory
+from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Plan, Reading, Trajectory
 from .thinking import OTHERS, PLAN, dumps
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ los
 UNKNOWN = ("?", "#888888")  # a fact that the critic cannot judge
 CELL, LINE = 2.4, 0.2  # inches: of a picture, and of a line of text
 COLUMNS = 6  # steps in a row
+WIDE = 6.0  # inches: of a picture with what was read of it
+DPI = 110
 
 
 def save_painting(painting: Painting, folder: str | Path, last_step_only: bool = False) -> Path:
@@ -103,7 +105,7 @@ def filmstrip(trajectory: Trajectory, pictures: dict[str, Tensor]) -> Figure:
     across, down = next(iter(pictures.values())).shape[:-3:-1]
     high = CELL * down / across
     height = high + LINE * (len(facts) + 4)
-    figure = Figure(figsize=(CELL * columns, bands * height + 2 * LINE), layout="constrained", dpi=110)
+    figure = Figure(figsize=(CELL * columns, bands * height + 2 * LINE), layout="constrained", dpi=DPI)
     figure.suptitle(textwrap.shorten(trajectory.plan.prompt, 30 * columns), fontsize=11)
     axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=[high, LINE * (len(facts) + 1)] * bands)
     for cell in axes.flat:
@@ -125,15 +127,54 @@ def filmstrip(trajectory: Trajectory, pictures: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def _frame(cell: Any, color: str) -> Any:
+def annotated(picture: Tensor, plan: Plan, readings: Sequence[Reading]) -> Figure:
+    """A picture [1, 3, H, W] with the regions of the plan's strokes, green where all is held, and each fact below."""
+    from matplotlib.figure import Figure
+
+    down, across = picture.shape[-2:]
+    high, rows = WIDE * down / across, [_line(r, _asked(plan, r), 78) for r in readings]
+    figure = Figure(figsize=(WIDE, high + LINE * (len(rows) + 1)), dpi=DPI)
+    shown, read = figure.subplots(2, 1, height_ratios=[high, LINE * (len(rows) + 1)])
+    figure.subplots_adjust(0, 0, 1, 1, hspace=0)
+    for cell in (shown, read):
+        cell.set_axis_off()
+    shown.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest", aspect="auto")
+    good = {reading.fact for reading in readings if reading.status in (HELD, UNJUDGED)}
+    for stroke in plan.strokes:
+        if stroke.region is not None:
+            color = SIGNS[HELD if all(f.id in good for f in plan.facts_of(stroke.id)) else VIOLATED][1]
+            shown.add_patch(_frame(shown, color, *vars(stroke.region).values()))
+    for row, (text, ink) in enumerate(rows):
+        read.text(0.02, 1 - (row + 0.5) / (len(rows) + 1), text, color=ink, fontsize=9, va="top")
+    return figure
+
+
+def pixels(figure: Figure) -> Tensor:
+    """A figure as a picture [1, 3, H, W] in [0, 1]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba(), dtype=np.float32)[..., :3] / 255
+    return torch.from_numpy(drawn).permute(2, 0, 1)[None]
+
+
+def _frame(cell: Any, color: str, left: float = 0, top: float = 0, right: float = 1, bottom: float = 1) -> Any:
+    """Around a part of a picture, in fractions of it from the upper left corner."""
     from matplotlib.patches import Rectangle
 
-    return Rectangle((0, 0), 1, 1, fill=False, edgecolor=color, linewidth=3, transform=cell.transAxes)
+    sides = {"fill": False, "edgecolor": color, "linewidth": 3, "transform": cell.transAxes}
+    return Rectangle((left, 1 - bottom), right - left, bottom - top, **sides)
 
 
-def _line(reading: Reading, question: str) -> tuple[str, str]:
+def _asked(plan: Plan, reading: Reading) -> str:
+    fact = next(fact for fact in plan.facts if fact.id == reading.fact)
+    return f"{fact.question}   P({fact.answer}) = {reading.p:.2f}"
+
+
+def _line(reading: Reading, question: str, width: int = 38) -> tuple[str, str]:
     sign, color = SIGNS.get(reading.status, UNKNOWN)
-    return f"{sign} {textwrap.shorten(question, 38, placeholder='…')}", color
+    return f"{sign} {textwrap.shorten(question, width, placeholder='…')}", color
 
 
 def chats(trajectory: Trajectory) -> Iterator[dict[str, Any]]:

@@ -241,6 +241,10 @@ class Trajectory:
         steps = tuple(_step(step) for step in _list(data["steps"], "steps"))
         blank = tuple(_made(Reading, reading) for reading in _list(data.get("blank", []), "blank"))
         made = _made(cls, {**data, "plan": plan_from_dict(data["plan"]), "steps": steps, "blank": blank})
+        known = {fact.id for fact in made.plan.facts}
+        for reading in (*blank, *(reading for step in steps for reading in step.reflection.readings)):
+            _check(reading.fact in known, "the fact of a reading", ", ".join(sorted(known)), reading.fact)
+            _check(reading.status in STATUSES, "the status of a reading", ", ".join(STATUSES), reading.status)
         if steps and not (isinstance(made.best, int) and 0 <= made.best < len(steps)):
             raise ProcessError(f"Expected the best step to be one of {len(steps)}, got {made.best!r}.")
         return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .painting import BUDGET, DONE, DRAFT, FAILED, INTERRUPTED, NO_GAIN
+from .painting import BUDGET, DONE, DRAFT, FAILED, INTERRUPTED, NO_GAIN, RUNNING
 from .states import BY_CRITIC, BY_RULES, HELD, LOST, PENDING, UNJUDGED, VIOLATED, Plan, Reading, Trajectory
 from .steering import BY_HAND
 
@@ -16,6 +16,7 @@ REASONS = {
     NO_GAIN: "The last rounds brought no gain.",
     INTERRUPTED: "Cancelled on the way.",
     FAILED: "Something failed on the way.",
+    RUNNING: "Broke off on the way.",
     BY_HAND: "The last step was steered by hand.",
 }
 NEVER = (

@@ -8,6 +8,9 @@ const COLORS = {
   DUAL_PROCESS_LOSS: "#d9b310",
   DUAL_PROCESS_PROMPTS: "#3fa7d6",
   DUAL_PROCESS_CHECKPOINT: "#59a96a",
+  DUAL_PROCESS_PAINTER: "#e07be0",
+  DUAL_PROCESS_PLAN: "#9aa5ff",
+  DUAL_PROCESS_TRAJECTORY: "#2ec4b6",
 };
 
 /** The classic renderer's tables; a colour palette that is chosen later empties them. */

@@ -58,6 +58,19 @@ INPUTS = {
         *("model", "vae", "prompts", "critic", "picks", "preset", "round_steps", "learning_rate", "seed", "latent"),
         *("negative", "candidates", "comparison", "rank", "memory"),
     ],
+    "Painter": [
+        *("model", "clip", "vae", "mode", "width", "height", "steps", "cfg", "sampler", "scheduler", "negative"),
+        *("guidance", "denoise", "denoise_whole", "grow", "mask"),
+    ],
+    "PlanImage": ["prompt", "own_plan", "critic"],
+    "PaintByProcess": [
+        *("painter", "critic", "prompt", "seed", "budget", "refinements", "whole_draft", "plan", "image", "resume"),
+        *("restarts", "restart_below", "keep_psnr", "patience", "inspect", "roll_back"),
+    ],
+    "ProcessStep": ["painter", "critic", "trajectory", "instruction", "local_prompt", "keep", "seed", "mask"],
+    "InspectImage": ["critic", "image", "plan"],
+    "SaveTrajectory": ["trajectory", "name"],
+    "LoadTrajectory": ["folder"],
     "Distill": [
         *("model", "vae", "prompts", "loss", "preset", "train_steps", "learning_rate", "seed", "latent", "negative"),
         *("sigmas", "resume", "referee", "width", "height", "batch_size", "steps", "scheduler", "cfg", "rank"),

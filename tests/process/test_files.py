@@ -6,11 +6,19 @@ import json
 
 import pytest
 import torch
-from fake_models import SlotPainter, SlotThinker, plan
+from fake_models import SlotPainter, SlotThinker, picture_of, plan
 
 from dual_process.core.errors import ProcessError
-from dual_process.process import Settings, paint
-from dual_process.process.files import chats, filmstrip, load_painting, save_chats, save_painting
+from dual_process.process import Settings, inspect, paint
+from dual_process.process.files import (
+    annotated,
+    chats,
+    filmstrip,
+    load_painting,
+    pixels,
+    save_chats,
+    save_painting,
+)
 
 
 @pytest.fixture
@@ -55,6 +63,20 @@ def test_the_filmstrip_has_a_column_a_step_with_what_was_asked_and_found(paintin
     assert any(text.startswith("✗ ") for text in texts)
     assert any(text.startswith("taken back") for text in texts)
     assert sum("the result" in text for text in texts) == 1
+
+
+def test_an_inspected_picture_has_its_regions_framed_and_its_facts_below():
+    picture = picture_of({0: 1.0})
+    drawn = pixels(annotated(picture, plan(), inspect(SlotThinker(), picture, plan())))
+    assert drawn.shape[:2] == (1, 3)
+    across = drawn.shape[-1]
+    assert across == 660
+    green = (drawn[0, 1] > drawn[0, 0] + 0.2)[:160]
+    red = (drawn[0, 0] > drawn[0, 1] + 0.2)[:160]
+    assert green[:, : across // 4 - 4].any()
+    assert not green[:, across // 4 + 4 :].any()
+    assert red[:, across // 4 + 4 : 3 * across // 4].any()
+    assert not (red | green)[:, 3 * across // 4 + 4 :].any()  # no stroke is there
 
 
 def test_chats_hold_the_plan_each_certain_reading_and_each_mend(painting, tmp_path):

@@ -91,6 +91,8 @@ def test_data_that_is_no_plan_is_refused(data, message):
         (lambda data: json.dumps([1]), "no trajectory"),
         (lambda data: json.dumps({**data, "version": 99}), "another version"),
         (lambda data: json.dumps({**data, "best": 7}), "best step to be one of 5, got 7"),
+        (lambda data: json.dumps({**data, "blank": [{"fact": "f9", "p": 0.5, "status": "held"}]}), "got 'f9'"),
+        (lambda data: json.dumps({**data, "blank": [{"fact": "f0", "p": 0.5, "status": "good"}]}), "got 'good'"),
         (lambda data: json.dumps({**data, "steps": [{"stroke": "draft"}]}), "a step with its reflection"),
         (lambda data: json.dumps({**data, "passes": "many"}), "passes of a trajectory as int, got 'many'"),
     ],
