@@ -51,12 +51,15 @@ class InspectImage(io.ComfyNode):
         from ..process.states import HELD, UNJUDGED
         from ..process.words import readings_in_words
 
-        thinker = ShownThinker(thinker_of(critic), Stages(len(image), cls.hidden.unique_id))
+        stages = Stages(len(image), cls.hidden.unique_id)
+        thinker = ShownThinker(thinker_of(critic), stages)
         lines, drawn, held = [], [], []
         for number, picture in enumerate(to_engine(image).split(1), start=1):
             try:
                 readings = inspect(thinker, picture, plan)
             except StopRequested:
+                interrupt()
+            if stages.is_cancelled():
                 interrupt()
             status = [reading.status for reading in readings if reading.status != UNJUDGED]
             held.append(status.count(HELD) / len(status) if status else 0.0)

@@ -65,7 +65,6 @@ class Stages:
 
         self.say(text)
         try:
-            comfy.model_management.throw_exception_if_processing_interrupted()
             yield
         except comfy.model_management.InterruptProcessingException:
             self._cancelled = True
