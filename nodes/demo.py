@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
-from .types import CATEGORY, Critic, outside_inference_mode
+from .stages import THINKER
+from .types import CATEGORY, Critic, Painter, outside_inference_mode
 
 
-def _load(weights: Path, preset: str) -> io.NodeOutput:
+def _load(weights: Path, preset: str) -> tuple[Any, Any, Any, Any]:
     """A world's MODEL, CLIP, VAE and critic."""
     from ..critics import load_critic
     from ..demo.comfy.models import load_models
 
     with outside_inference_mode():
         critic = load_critic(weights / "critic", device="cpu")
-    return io.NodeOutput(*load_models(weights / "pipeline", preset), critic)
+    return (*load_models(weights / "pipeline", preset), critic)
 
 
 class LoadDemoModels(io.ComfyNode):
@@ -51,7 +53,7 @@ class LoadDemoModels(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         from ..demo import WEIGHTS
 
-        return _load(WEIGHTS, "demo")
+        return io.NodeOutput(*_load(WEIGHTS, "demo"))
 
 
 class LoadDemoStrokes(io.ComfyNode):
@@ -63,8 +65,9 @@ class LoadDemoStrokes(io.ComfyNode):
             category=CATEGORY,
             description="Tiny trained models of a second world that ship with the pack: a Flux that draws houses, "
             'trees and balls with outlines, 128 × 128 pixels, from prompts such as "a blue house and a tree by night", '
-            "and a critic for line weight, depth and composition. They train on the CPU in a few minutes.",
-            search_aliases=["dual process demo", "tiny flux", "line weight", "depth", "composition"],
+            "and a critic for line weight, depth and composition. They train on the CPU in a few minutes, and paint by "
+            "process in a few seconds.",
+            search_aliases=["dual process demo", "tiny flux", "line weight", "depth", "composition", "process"],
             inputs=[],
             outputs=[
                 io.Model.Output(
@@ -81,7 +84,11 @@ class LoadDemoStrokes(io.ComfyNode):
                 Critic.Output(
                     display_name="critic",
                     tooltip="A Qwen2.5-VL of 3 M parameters that answers about line weight, depth, composition and "
-                    "what stands where in these drawings.",
+                    "what stands where in these drawings, and inspects them for Paint by Process.",
+                ),
+                Painter.Output(
+                    display_name="painter",
+                    tooltip="The model as a painter for Paint by Process: it sees its picture and is told what to add.",
                 ),
             ],
         )
@@ -89,8 +96,14 @@ class LoadDemoStrokes(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         from ..demo.strokes import PRESET, WEIGHTS
+        from ..demo.strokes.process import StrokesThinker
+        from ..demo.strokes.world import IMAGE_SIZE
+        from ..painters.comfy import REFERENCE, ComfyPainter
 
-        return _load(WEIGHTS, PRESET)
+        model, clip, vae, critic = _load(WEIGHTS, PRESET)
+        setattr(critic, THINKER, StrokesThinker)
+        painter = ComfyPainter(model, clip, vae, REFERENCE, IMAGE_SIZE, IMAGE_SIZE, 1, 1.0, "euler", "simple")
+        return io.NodeOutput(model, clip, vae, critic, painter)
 
 
 class LoadDemoComparingCritic(io.ComfyNode):

@@ -34,7 +34,7 @@ class Painter(io.ComfyNode):
                     default=INPAINT,
                     tooltip="How a stroke is made. inpaint, with any model: its region is painted anew. reference: the "
                     "model sees the picture and is told what to change (Flux Kontext, FLUX.2). qwen edit: the same "
-                    "for Qwen-Image-Edit, whose CLIP sees the picture, too.",
+                    "for Qwen-Image-Edit, whose CLIP sees the picture, too; qwen edit plus: its versions from 2509 on.",
                 ),
                 io.Int.Input(
                     "width", default=1024, min=16, max=16384, step=16, tooltip="Width of the pictures, in pixels."

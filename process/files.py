@@ -174,6 +174,7 @@ def _asked(plan: Plan, reading: Reading) -> str:
 
 def _line(reading: Reading, question: str, width: int = 38) -> tuple[str, str]:
     sign, color = SIGNS.get(reading.status, UNKNOWN)
+    question = question.replace(" in the image?", "?")  # of which every other word is needed
     return f"{sign} {textwrap.shorten(question, width, placeholder='…')}", color
 
 

@@ -11,7 +11,7 @@ from .steering import BY_HAND
 SIGNS = {HELD: "✓", VIOLATED: "✗", LOST: "✗ lost:", PENDING: "…", UNJUDGED: "?"}
 MADE = {BY_CRITIC: "made by the critic", BY_RULES: "made by rules, since the critic's replies were no plan"}
 REASONS = {
-    DONE: "Everything that the critic can judge is held.",
+    DONE: "Everything is as planned.",
     BUDGET: "The budget is used up.",
     NO_GAIN: "The last rounds brought no gain.",
     INTERRUPTED: "Cancelled on the way.",
@@ -47,18 +47,20 @@ def readings_in_words(plan: Plan, readings: Sequence[Reading]) -> str:
 
 def trajectory_in_words(trajectory: Trajectory) -> str:
     """Why it ended, what it came to, and the readings of the result."""
+    best = trajectory.steps[trajectory.best].reflection
     strokes = [step for step in trajectory.steps if step.stroke != DRAFT]
     back = sum(not step.accepted for step in strokes)
-    facts = f"{len(trajectory.held)} of {len(trajectory.plan.facts)} facts held"
+    unjudged = sum(reading.status == UNJUDGED for reading in best.readings)
+    facts = f"{len(trajectory.held)} of {len(best.readings) - unjudged} facts held"
+    facts += f", {unjudged} that the critic cannot judge" if unjudged else ""
     passes = f"{trajectory.passes} {'pass' if trajectory.passes == 1 else 'passes'} of the painter"
-    best = trajectory.steps[trajectory.best].reflection
     said = [] if _ever_held(trajectory) else [NEVER]
     said += [f"What is wrong: {best.text}"] if best.text else []
     said += [f"What could mend it: {best.instruction}"] if best.instruction else []
     return "\n".join(
         [
             REASONS.get(trajectory.stop_reason, trajectory.stop_reason),
-            f"{facts}; {passes}; of {len(strokes)} strokes {back} taken back.",
+            f"{facts}; {passes}; {back} of {len(strokes)} strokes taken back.",
             readings_in_words(trajectory.plan, best.readings),
             *said,
         ]

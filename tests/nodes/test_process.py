@@ -82,7 +82,7 @@ def test_a_picture_is_painted_and_told_of(paint, interrupted, monkeypatch, pack)
     assert trajectory.trajectory.stop_reason == "done"
     assert filmstrip.shape[0] == 1
     assert filmstrip.shape[2] > 1000  # four columns
-    assert report.startswith("Everything that the critic can judge is held.\n3 of 3 facts held; 4 passes")
+    assert report.startswith("Everything is as planned.\n3 of 3 facts held; 4 passes")
     assert [done for done, _ in shown] == [1, 2, 3, 4]
     assert "planning" in said
     assert "pass 1: drafting things" in said

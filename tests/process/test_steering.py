@@ -57,7 +57,7 @@ def test_a_picture_is_inspected_as_finished():
 def test_what_people_read_says_how_it_went():
     assert "s1: add a thing in slot 1 in a region of its own" in plan_in_words(plan())
     told = trajectory_in_words(paint(plan(), SlotPainter(), SlotThinker(), Settings(restarts=0)).trajectory)
-    assert told.startswith("Everything that the critic can judge is held.\n3 of 3 facts held; 4 passes of the painter")
+    assert told.startswith("Everything is as planned.\n3 of 3 facts held; 4 passes of the painter")
     no = SlotThinker(always=0.1)
     no.control = None  # else it were named before anything is painted
     told = trajectory_in_words(paint(plan(), SlotPainter(), no, Settings(budget=3)).trajectory)

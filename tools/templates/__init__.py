@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .applications import COMMONSENSE, COMPOSITION, HORIZON, LINE_WEIGHT, NEW_PROMPTS, PALETTE, RELATIVE_DEPTH, SLIDER
 from .by_pictures import FAVOURITES, STYLE_BY_REFERENCE
+from .by_process import BY_PROCESS
 from .models import DEMO, FLUX_2_KLEIN, FLUX_DEV, FLUX_SCHNELL, QWEN_IMAGE, SDXL, STROKES, Z_IMAGE_TURBO
 from .others import APP, DISTILL_FROM_ONE_QUESTION, SCORE_PICTURES, TWO_CONTROLS, USE_A_SAVED_LORA, USE_A_SLIDER
 from .teaching import template
@@ -43,6 +44,7 @@ TEMPLATES = {
     "26_demo_two_controls": TWO_CONTROLS,
     **STYLE_BY_REFERENCE,
     **FAVOURITES,
+    **BY_PROCESS,
     "04_demo_score_pictures": SCORE_PICTURES,
     "06_demo_teach_a_horizon.app": APP,
 }

@@ -12,6 +12,10 @@ COMFY_ORG = f"{HUGGING_FACE}/Comfy-Org"
 KLEIN, Z_IMAGE, QWEN = (
     f"{COMFY_ORG}/{name}/resolve/main/split_files" for name in ("flux2-klein", "z_image_turbo", "Qwen-Image_ComfyUI")
 )
+KONTEXT, QWEN_EDIT = (
+    f"{COMFY_ORG}/{name}/resolve/main/split_files/diffusion_models"
+    for name in ("flux1-kontext-dev_ComfyUI", "Qwen-Image-Edit_ComfyUI")
+)
 SDXL_FILE = f"{HUGGING_FACE}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors"
 ENCODERS = f"{HUGGING_FACE}/comfyanonymous/flux_text_encoders/resolve/main"
 AE = f"{COMFY_ORG}/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae"
@@ -147,5 +151,16 @@ SDXL = downloaded(
             models=[file("sd_xl_base_1.0.safetensors", SDXL_FILE, "checkpoints")],
         )
     },
+    guided=True,
+)
+FLUX_KONTEXT = downloaded(
+    "flux_kontext",
+    "Flux Kontext",
+    {"unet": unet("flux1-dev-kontext_fp8_scaled.safetensors", KONTEXT), **_FLUX_1_PARTS},
+)
+QWEN_IMAGE_EDIT = downloaded(
+    "qwen_image_edit",
+    "Qwen-Image-Edit",
+    {**QWEN_IMAGE.loaders, "unet": unet("qwen_image_edit_2509_fp8_e4m3fn.safetensors", QWEN_EDIT)},
     guided=True,
 )
