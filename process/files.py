@@ -105,8 +105,9 @@ def filmstrip(trajectory: Trajectory, pictures: dict[str, Tensor]) -> Figure:
     across, down = next(iter(pictures.values())).shape[:-3:-1]
     high = CELL * down / across
     height = high + LINE * (len(facts) + 4)
-    figure = Figure(figsize=(CELL * columns, bands * height + 2 * LINE), layout="constrained", dpi=DPI)
-    figure.suptitle(textwrap.shorten(trajectory.plan.prompt, 30 * columns), fontsize=11)
+    prompt = textwrap.wrap(trajectory.plan.prompt, 30 * columns, max_lines=3, placeholder=" …")
+    figure = Figure(figsize=(CELL * columns, bands * height + LINE * (1 + len(prompt))), layout="constrained", dpi=DPI)
+    figure.suptitle("\n".join(prompt), fontsize=11)
     axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=[high, LINE * (len(facts) + 1)] * bands)
     for cell in axes.flat:
         cell.set_axis_off()

@@ -17,7 +17,6 @@ REASONS = {
     INTERRUPTED: "Cancelled on the way.",
     FAILED: "Something failed on the way.",
     RUNNING: "Broke off on the way.",
-    BY_HAND: "The last step was steered by hand.",
 }
 NEVER = (
     "The critic held no fact of any picture. If you see that it is wrong, it cannot judge these questions: try it with "
@@ -59,12 +58,20 @@ def trajectory_in_words(trajectory: Trajectory) -> str:
     said += [f"What could mend it: {best.instruction}"] if best.instruction else []
     return "\n".join(
         [
-            REASONS.get(trajectory.stop_reason, trajectory.stop_reason),
-            f"{facts}; {passes}; {back} of {len(strokes)} strokes taken back.",
+            _ending(trajectory),
+            f"{facts}.",
+            f"{passes}, {back} of {len(strokes)} strokes taken back.",
             readings_in_words(trajectory.plan, best.readings),
             *said,
         ]
     )
+
+
+def _ending(trajectory: Trajectory) -> str:
+    if trajectory.stop_reason == BY_HAND:
+        step = trajectory.steps[-1]
+        return f"{'Kept' if step.accepted else 'Taken back'}: {step.ins}."
+    return REASONS.get(trajectory.stop_reason, trajectory.stop_reason)
 
 
 def _ever_held(trajectory: Trajectory) -> bool:

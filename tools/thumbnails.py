@@ -9,7 +9,7 @@ Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo
 `output/demo_style` what 27_demo_style_by_reference, `output/demo_favourites` what 29_demo_pick_favourites after four
 rounds of a person who likes nights.
 Thumbnails whose LoRA is not there are left as they are. Those of the slider and of two controls show LoRAs that
-ship with the pack.
+ship with the pack; those of the process are made without any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import typer
 from diffusers import FluxPipeline
 from PIL import Image, ImageDraw, ImageFont
-from templates import LESSONS
+from templates import LESSONS, by_process
 from templates.applications import COMMONSENSE, HORIZON, RELATIVE_DEPTH, SLIDER
 from templates.by_pictures import FAVOURITES, REFERENCE, STYLE_BY_REFERENCE
 from templates.models import STROKES
@@ -33,10 +33,13 @@ from torchvision.transforms.v2.functional import to_pil_image
 from dual_process import demo, overlays
 from dual_process.core.protocols import slider_values
 from dual_process.core.tensor_file import read_tensors
+from dual_process.critics import load_critic
 from dual_process.demo import strokes
+from dual_process.demo.strokes.process import SETTINGS, StrokesThinker, load_painter
 from dual_process.demo.world import IMAGE_SIZE
 from dual_process.distillation import Question, Sampling, read_slider
 from dual_process.generators import load_generator
+from dual_process.process import paint
 
 FOLDER = Path(__file__).parents[1] / "workflows"
 RUNS = {COMMONSENSE.name: "night", RELATIVE_DEPTH.name: "depth"}  # named otherwise than the application
@@ -113,6 +116,7 @@ def main(runs: Path) -> None:
     slider()
     two_controls()
     by_pictures(runs)
+    process()
 
 
 def slider() -> None:
@@ -169,6 +173,20 @@ def by_pictures(runs: Path) -> None:
         rows = [*rows, ("before", before), (after, generator.sample((0, 1, 2), SEEDS, lora_scale=1.0))]
         for name in names:
             sheet(rows, name, foot="" if "_demo_" in name else "For Flux schnell. Pictures: the demo model.")
+
+
+def process() -> None:
+    """Pictures of one prompt in one pass and by process, and a filmstrip of steps."""
+    prompt = by_process.PROMPT
+    painter, thinker = load_painter(), StrokesThinker(load_critic(strokes.WEIGHTS / "critic", device="cpu"))
+    once = torch.cat([painter.draft(prompt, seed).picture for seed in SEEDS])
+    painted = [paint(prompt, painter, thinker, SETTINGS, seed) for seed in SEEDS]
+    rows = [("in one pass", once), ("by process", torch.cat([painting.picture for painting in painted]))]
+    for name, models in by_process.MODELS.items():
+        foot = f"For {models.label}. Pictures: the demo model." if models.downloaded else f"“{prompt}”"
+        sheet(rows, name, foot=foot)
+    steps = torch.cat([painted[0].pictures[f"step_{number:02}"] for number in range(3)])
+    sheet([("one stroke after the other", steps)], "34_demo_steer_by_hand")
 
 
 def score(before: Tensor, after: Tensor) -> None:

@@ -82,7 +82,7 @@ def test_a_picture_is_painted_and_told_of(paint, interrupted, monkeypatch, pack)
     assert trajectory.trajectory.stop_reason == "done"
     assert filmstrip.shape[0] == 1
     assert filmstrip.shape[2] > 1000  # four columns
-    assert report.startswith("Everything is as planned.\n3 of 3 facts held; 4 passes")
+    assert report.startswith("Everything is as planned.\n3 of 3 facts held.\n4 passes")
     assert [done for done, _ in shown] == [1, 2, 3, 4]
     assert "planning" in said
     assert "pass 1: drafting things" in said
@@ -117,7 +117,7 @@ def test_a_plan_of_the_users_own_and_steps_by_hand(run, paint):
     inputs = {"painter": painter, "critic": Critic(), "local_prompt": "", "keep": "always", "seed": 1, "mask": None}
     image, _, trajectory, filmstrip, report = run("ProcessStep", trajectory=trajectory, instruction="", **inputs).args
     assert things(image) == [0]
-    assert "1 of 3 facts held; 2 passes" in report
+    assert "1 of 3 facts held.\n2 passes" in report
     assert filmstrip.shape[2] > 400
     monkey = {**inputs, "trajectory": trajectory, "instruction": "put a thing there"}
     slots = torch.zeros(1, 4, 16)

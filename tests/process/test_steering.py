@@ -40,7 +40,9 @@ def test_a_step_that_does_harm_is_kept_only_where_the_hand_says_so(only_if_bette
     assert step.accepted != only_if_better
     assert after.trajectory.best == int(not only_if_better)
     assert torch.equal(after.picture, before.picture) == only_if_better
-    assert "What could mend it" in trajectory_in_words(after.trajectory) or only_if_better
+    told = trajectory_in_words(after.trajectory)
+    assert told.startswith("Taken back: add a thing." if only_if_better else "Kept: add a thing.")
+    assert "What could mend it" in told or only_if_better
 
 
 def test_a_picture_is_inspected_as_finished():
@@ -57,7 +59,7 @@ def test_a_picture_is_inspected_as_finished():
 def test_what_people_read_says_how_it_went():
     assert "s1: add a thing in slot 1 in a region of its own" in plan_in_words(plan())
     told = trajectory_in_words(paint(plan(), SlotPainter(), SlotThinker(), Settings(restarts=0)).trajectory)
-    assert told.startswith("Everything is as planned.\n3 of 3 facts held; 4 passes of the painter")
+    assert told.startswith("Everything is as planned.\n3 of 3 facts held.\n4 passes of the painter")
     no = SlotThinker(always=0.1)
     no.control = None  # else it were named before anything is painted
     told = trajectory_in_words(paint(plan(), SlotPainter(), no, Settings(budget=3)).trajectory)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 from dual_process.demo.strokes.process import SETTINGS
 
@@ -10,69 +12,94 @@ from .models import FLUX_KONTEXT, QWEN_IMAGE_EDIT, STROKES, Models
 from .parts import Columns, Node, Template
 from .teaching import start
 
-PROMPT = "a blue house far left, a white tree near middle and a green ball near right by dusk"
+PROMPT = "a yellow house, a blue house and two green trees by dusk"
 OWN_PROMPT = "a red bicycle leaning on a yellow wall, with a black cat on the left and two green bottles on the right"
 SHOWN = ("budget", "refinements", "whole_draft", "restarts")
+DEMO_SETTINGS = {name: value for name, value in asdict(SETTINGS).items() if name in SHOWN}
+TALL = 700  # pixels: a node that shows pictures while it runs, and in the classic renderer afterwards, too
+SIGNS = "- ✓ held\n- ✗ not\n- … its stroke has not run yet\n- ? the critic cannot judge it"
 
 
-def process(models: Models, painter: str, settings: dict[str, object], height: int, title: str | None = None) -> Node:
+def process(models: Models, painter: str, settings: Mapping[str, Any]) -> Node:
     inputs = {"painter": painter, "critic": models.critic}
     prompt = OWN_PROMPT if models.downloaded else PROMPT
-    return Node("DualProcessPaintByProcess", {"prompt": prompt, **settings}, inputs, 380, height, title)
+    return Node("DualProcessPaintByProcess", {"prompt": prompt, **settings}, inputs, 340, TALL)
 
 
-def look(key: str, title: str, width: int, height: int) -> Node:
-    return Node("PreviewImage", {}, {"images": f"{key}.filmstrip"}, width, height, title)
+def save(key: str, name: str, width: int = 700) -> Node:
+    """It shows the filmstrip."""
+    return Node("DualProcessSaveTrajectory", {"name": name}, {"trajectory": f"{key}.trajectory"}, width, 440)
 
 
-def save(name: str) -> Node:
-    return Node("DualProcessSaveTrajectory", {"name": name}, {"trajectory": "process.trajectory"}, 300, 130)
+def report(key: str, width: int = 700) -> Node:
+    return Node("PreviewAny", {}, {"source": f"{key}.report"}, width, 240, "What came of it")
 
 
 def demo() -> Template:
-    own = {name: value for name, value in asdict(SETTINGS).items() if name in SHOWN}
-    once = {**own, "budget": 1, "whole_draft": True}
     columns: Columns = {
-        "1  Models": {**STROKES.loaders, "save": save("demo")},
-        "2  Plan, draft, inspect, refine": {
-            "process": process(STROKES, "demo.painter", own, 420),
-            "single": process(STROKES, "demo.painter", once, 420, "A single pass"),
-        },
-        "3  Look": {
-            "strip": look("process", "Painted by process", 760, 430),
-            "draft": look("single", "A single pass, for comparison", 300, 430),
-        },
+        "1  Models": STROKES.loaders,
+        "2  Plan, draft, inspect, refine": {"process": process(STROKES, "demo.painter", DEMO_SETTINGS)},
+        "3  Look and keep": {"save": save("process", "demo"), "report": report("process")},
     }
     note = "\n\n".join(
         (
             "## Paint by process",
             "Press **Run**. The prompt is broken into facts and strokes. The painter begins with the empty scene and "
             "adds one thing after the other; the critic inspects every fact after every stroke, and what did not come "
-            "out is tried again or taken back. Below, a single pass with the whole prompt: it loses things as soon as "
-            "there are three or four.",
-            "✓ held   ✗ not   … its stroke has not run yet   ? the critic cannot judge it",
-            "Write other prompts of houses, trees and balls, such as “four trees by night”. Everything is kept below "
-            "*output/dual_process/trajectories*.",
+            "out is tried again or taken back. In one pass the model loses things of such a prompt.",
+            SIGNS,
+            "Write other prompts of houses, trees and balls, such as “four trees by night”, or take another seed. "
+            "**34_demo_steer_by_hand** goes on by hand.",
             "**Your own model**: put its loaders, *Painter* and *Load VLM Critic* in the demo's place.",
         )
     )
     return Template(columns, note, note_width=300, note_below=0)
 
 
-def downloaded(models: Models, mode: str, sampling: dict[str, object], name: str) -> Template:
+def by_hand() -> Template:
+    def step(number: int, before: str, instruction: str) -> Node:
+        inputs = {"painter": "demo.painter", "critic": "demo.critic", "trajectory": f"{before}.trajectory"}
+        widgets = {"instruction": instruction, "seed": number}
+        return Node("DualProcessProcessStep", widgets, inputs, 250, TALL - 60, f"Step {number}")
+
+    draft = Node(
+        "DualProcessPaintByProcess",
+        {"prompt": "a blue house far left and a green tree near right by night", **DEMO_SETTINGS, "budget": 1},
+        {"painter": "demo.painter", "critic": "demo.critic"},
+        250,
+        TALL,
+        "The empty scene",
+    )
+    columns: Columns = {
+        "1  Models": {key: replace(node, width=250) for key, node in STROKES.loaders.items()},
+        "2  Draft": {"draft": draft},
+        "3  The plan's next stroke": {"first": step(1, "draft", "")},
+        "4  Your own stroke": {"second": step(2, "first", "add a white ball near left")},
+        "5  Look and keep": {"save": save("second", "by_hand", 480), "report": report("second", 480)},
+    }
+    note = "\n\n".join(
+        (
+            "## Steer by hand",
+            "Press **Run**. The first step leaves *instruction* empty: the plan's next stroke. The second is one that "
+            "no plan has. Each is inspected; with *keep* “if better”, one that does not help is taken back.",
+            SIGNS,
+            "Change an instruction or a seed and run again: only what follows is painted anew. Put further steps "
+            "behind.",
+        )
+    )
+    return Template(columns, note, note_width=250, note_below=0, between=40)
+
+
+def downloaded(models: Models, mode: str, sampling: Mapping[str, Any], name: str) -> Template:
     widgets = {"mode": mode, "width": 1024, "height": 1024, **sampling}
     sources = {"model": models.model, "clip": models.clip, "vae": models.vae}
     loaders = {**models.loaders, **models.critic_loader}
-    picture = Node(
-        "SaveImage", {"filename_prefix": f"dual_process/{name}"}, {"images": "process.image"}, 400, 420, "The result"
-    )
+    picture = Node("SaveImage", {"filename_prefix": f"dual_process/{name}"}, {"images": "process.image"}, 400, 390)
     columns: Columns = {
-        "1  Models": {key: replace(node, width=320) for key, node in loaders.items()},
-        "2  Plan, draft, inspect, refine": {
-            "painter": Node("DualProcessPainter", widgets, sources, 380, 380),
-            "process": process(models, "painter.painter", {}, 420),
-        },
-        "3  Look and keep": {"strip": look("process", "All steps", 760, 420), "picture": picture, "save": save(name)},
+        "1  Models": {key: replace(node, width=300) for key, node in loaders.items()},
+        "2  Who paints": {"painter": Node("DualProcessPainter", widgets, sources, 280, 400)},
+        "3  Plan, draft, inspect, refine": {"process": process(models, "painter.painter", {})},
+        "4  Look and keep": {"save": save("process", name, 600), "picture": picture},
     }
     note = "\n\n".join(
         (
@@ -85,9 +112,14 @@ def downloaded(models: Models, mode: str, sampling: dict[str, object], name: str
             "there. Connect *Plan Image* to write the facts yourself.",
         )
     )
-    return Template(columns, note, note_width=320, note_below=0)
+    return Template(columns, note, note_width=300, note_below=0, between=40)
 
 
+MODELS = {
+    "31_demo_paint_by_process": STROKES,
+    "32_flux_kontext_paint_by_process": FLUX_KONTEXT,
+    "33_qwen_image_edit_paint_by_process": QWEN_IMAGE_EDIT,
+}
 BY_PROCESS = {
     "31_demo_paint_by_process": demo(),
     "32_flux_kontext_paint_by_process": downloaded(
@@ -96,4 +128,5 @@ BY_PROCESS = {
     "33_qwen_image_edit_paint_by_process": downloaded(
         QWEN_IMAGE_EDIT, "qwen edit plus", {"steps": 20, "cfg": 2.5}, "qwen_image_edit"
     ),
+    "34_demo_steer_by_hand": by_hand(),
 }
