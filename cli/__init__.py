@@ -1,4 +1,4 @@
-"""The command line: `dual-process demo`, `train`, `plan`, `ask`, `convert`, `inspect`."""
+"""The command line: `dual-process demo`, `train`, `plan`, `ask`, `paint`, `convert`, `inspect`."""
 
 import typer
 
@@ -6,6 +6,7 @@ from .ask import ask
 from .demo import ControlName, demo
 from .files import convert, inspect
 from .memory import plan
+from .paint import paint
 from .train import train
 
 __all__ = ["ControlName", "app", "main"]
@@ -15,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, train, plan, ask, convert, inspect):
+for command in (demo, train, plan, ask, paint, convert, inspect):
     app.command()(command)
 
 

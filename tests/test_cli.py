@@ -217,6 +217,33 @@ def test_ask(tmp_path):
     assert said["p_answer"] > 0.5
 
 
+def test_paint_makes_a_picture_step_by_step_and_goes_on(tmp_path):
+    call = ["paint", "a blue house far left and two balls", "--output", str(tmp_path / "way"), "--seed", "3"]
+    result = CliRunner().invoke(app, [*call, "--budget", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["stop_reason"] == "budget"
+    assert_error(CliRunner().invoke(app, call), "holds a picture that was made step by step", "--resume")
+    result = CliRunner().invoke(app, [*call, "--resume", "--json"])
+    assert result.exit_code == 0, result.output
+    way = json.loads(result.stdout)
+    assert (way["stop_reason"], way["passes"]) == ("done", 4)
+    assert "4 of 4 facts held" in result.stderr
+    names = {path.name for path in (tmp_path / "way").iterdir()}
+    assert names >= {"trajectory.json", "filmstrip.png", "chats.jsonl", "latents.safetensors", "step_03.png"}
+    whole = CliRunner().invoke(app, [*call[:-3], str(tmp_path / "at_once"), "--seed", "3", "--json"])
+    assert json.loads(whole.stdout) == way
+
+
+def test_paint_says_what_it_needs(tmp_path):
+    call = ["paint", "a house", "--output", str(tmp_path / "way")]
+    assert_error(CliRunner().invoke(app, [*call, "--painter", "flux"]), "both --painter and --critic", "got one")
+    assert_error(CliRunner().invoke(app, [*call, "--resume"]), "folder with a trajectory.json, found none")
+    assert_error(CliRunner().invoke(app, [*call, "--plan", "none.json"]), "Expected a plan as a JSON file at none.json")
+    result = CliRunner().invoke(app, ["paint", "a queen", *call[2:]])
+    assert result.exit_code == 1
+    assert "Expected a prompt of this world" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
