@@ -66,7 +66,8 @@ def page(server: Server, request: Any) -> Iterator[Any]:
         page = open_page(server, context)
         page.evaluate("() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)")
         page.reload()
-        page.wait_for_function("window.app && window.app.extensionManager")
+        # The workflow that ComfyUI itself opens first comes late on a busy machine, over whatever was loaded before it.
+        page.wait_for_function("window.app?.extensionManager?.workflow?.activeWorkflow?.changeTracker")
         yield page
 
 

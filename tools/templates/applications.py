@@ -40,7 +40,7 @@ SLIDER = Application(
     "a slider",
     asks="The red line lies at another height in each batch, and the LoRA learns them all: one training, a slider for "
     "the horizon. Two files are saved.",
-    change="Then open **25_demo_use_a_slider**. Other ends: change *position* of both overlays and run again.",
+    change="Use it as in **25_demo_use_a_slider**. For other ends change *position* of both overlays.",
     demo=Case(_ENDS, questions.HORIZON, settings=SLIDER_SETTINGS),
     downloaded=Case(
         _ENDS,
