@@ -112,7 +112,7 @@ def downloaded(models: Models, mode: str, sampling: Mapping[str, Any], name: str
             "there. Connect *Plan Image* to write the facts yourself.",
         )
     )
-    return Template(columns, note, note_width=300, note_below=0, between=40)
+    return Template(columns, note, note_width=280, note_below=1, between=40)
 
 
 MODELS = {
