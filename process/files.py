@@ -21,14 +21,14 @@ from ..core.picture import Picture
 from ..core.tensor_file import read_tensors, write_tensors
 from .painting import DRAFT, Painting
 from .protocols import Canvas
-from .states import HELD, LOST, PENDING, UNJUDGED, VIOLATED, Plan, Reading, Trajectory
+from .states import HELD, LOST, PENDING, REFINE, UNJUDGED, VIOLATED, Plan, Reading, Trajectory
 from .thinking import OTHERS, PLAN, dumps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAJECTORY, FILMSTRIP, LATENTS = "trajectory.json", "filmstrip.png", "latents.safetensors"
-SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ lost", "#c03a52"), PENDING: ("…", "#888888")}
+SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ lost:", "#c03a52"), PENDING: ("…", "#888888")}
 UNKNOWN = ("?", "#888888")  # a fact that the critic cannot judge
 CELL, LINE = 2.4, 0.2  # inches: of a picture, and of a line of text
 COLUMNS = 6  # steps in a row
@@ -120,7 +120,8 @@ def filmstrip(trajectory: Trajectory, pictures: dict[str, Tensor]) -> Figure:
         color = "#2e8b4e" if step.accepted else "#c03a52"
         best = ", the result" if number == trajectory.best else ""
         shown.add_patch(_frame(shown, color))
-        back = "no better" if step.stroke == DRAFT else f"taken back: {step.reflection.verdict}"
+        refined = step.reflection.verdict == REFINE
+        back = "no better" if step.stroke == DRAFT else "not there yet: refined" if refined else "taken back"
         lines = [("kept" + best if step.accepted else back, color)]
         lines += [_line(reading, facts[reading.fact].question) for reading in step.reflection.readings]
         for row, (text, ink) in enumerate(lines):

@@ -9,7 +9,7 @@ from .states import BY_CRITIC, BY_RULES, HELD, LOST, PENDING, UNJUDGED, VIOLATED
 from .steering import BY_HAND
 
 SIGNS = {HELD: "✓", VIOLATED: "✗", LOST: "✗ lost:", PENDING: "…", UNJUDGED: "?"}
-MADE = {BY_CRITIC: "made by the critic", BY_RULES: "made by rules, since the critic's replies were no plan"}
+MADE = {BY_CRITIC: "made by the critic", BY_RULES: "made by rules, not by the critic"}
 REASONS = {
     DONE: "Everything is as planned.",
     BUDGET: "The budget is used up.",
@@ -53,7 +53,8 @@ def trajectory_in_words(trajectory: Trajectory) -> str:
     facts = f"{len(trajectory.held)} of {len(best.readings) - unjudged} facts held"
     facts += f", {unjudged} that the critic cannot judge" if unjudged else ""
     passes = f"{trajectory.passes} {'pass' if trajectory.passes == 1 else 'passes'} of the painter"
-    said = [] if _ever_held(trajectory) else [NEVER]
+    said = ["The plan was made by rules, not by the critic."] if trajectory.plan.source == BY_RULES else []
+    said += [] if _ever_held(trajectory) else [NEVER]
     said += [f"What is wrong: {best.text}"] if best.text else []
     said += [f"What could mend it: {best.instruction}"] if best.instruction else []
     return "\n".join(

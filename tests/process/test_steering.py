@@ -60,7 +60,9 @@ def test_what_people_read_says_how_it_went():
     assert "s1: add a thing in slot 1 in a region of its own" in plan_in_words(plan())
     told = trajectory_in_words(paint(plan(), SlotPainter(), SlotThinker(), Settings(restarts=0)).trajectory)
     assert told.startswith("Everything is as planned.\n3 of 3 facts held.\n4 passes of the painter")
+    assert "by rules" not in told
     no = SlotThinker(always=0.1)
     no.control = None  # else it were named before anything is painted
-    told = trajectory_in_words(paint(plan(), SlotPainter(), no, Settings(budget=3)).trajectory)
+    told = trajectory_in_words(paint(plan(source="rules"), SlotPainter(), no, Settings(budget=3)).trajectory)
     assert "The critic held no fact of any picture" in told
+    assert "The plan was made by rules, not by the critic." in told
