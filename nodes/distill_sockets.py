@@ -23,6 +23,7 @@ from .training import (
     kept_if_it_fails,
     patchers,
     train,
+    with_targets,
 )
 from .types import CATEGORY, Critic, Loss, VqaTerms, outside_inference_mode, to_comfy
 
@@ -296,7 +297,8 @@ def make_recipe(loss: VqaTerms, settings: dict[str, Any]) -> tuple[dict[str, Any
         settings["stop_probability"] = None
     penalties = {name: settings.pop(widget, 0.0) for name, widget in PENALTY_WIDGETS.items()}
     anchors = Anchors(pool=settings.pop("anchor_pool", Anchors().pool))
-    return critics, Recipe(questions=questions, penalties=penalties, anchors=anchors, **settings)
+    settings |= {"penalties": penalties, "anchors": anchors}
+    return critics, Recipe(questions=questions, **with_targets(loss, settings))
 
 
 NODES = [DistillLoRA]

@@ -14,7 +14,7 @@ from .view import add_routes
 MODULES = (
     *("critics", "demo", "prompts", "questions", "overlays", "ask", "distill", "checkpoints", "saving", "sliders"),
     *("favourites", "distill_sockets", "annotations", "painters", "planning", "painting", "steering", "inspecting"),
-    "trajectories",
+    *("trajectories", "supervising"),
 )
 log = logging.getLogger(__name__)
 

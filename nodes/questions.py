@@ -290,7 +290,8 @@ class VQALoss(io.ComfyNode):
     def execute(
         cls, critic: Any, questions: dict[str, Any] | None = None, loss: VqaTerms | None = None
     ) -> io.NodeOutput:
-        return io.NodeOutput(VqaTerms((*(loss.terms if loss else ()), (critic, tuple(connected(questions))))))
+        before = loss or VqaTerms(())
+        return io.NodeOutput(replace(before, terms=(*before.terms, (critic, tuple(connected(questions))))))
 
 
 NODES = [VLMQuestion, KeepQuestion, VQALoss]

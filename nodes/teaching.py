@@ -21,7 +21,7 @@ from .plan import FROM_PRESET, Plan, make_plan
 from .progress import Progress
 from .run_files import Checkpoints, write_report
 from .saving import workflow_metadata
-from .training import critics_and_questions, keep, written_down
+from .training import critics_and_questions, keep, with_targets, written_down
 from .types import PromptSet, VqaTerms, to_comfy
 from .view import View, view_key
 
@@ -147,7 +147,7 @@ def make_recipe(sources: Sources, plan: Plan, widgets: dict[str, Any]) -> tuple[
         stop_probability=None if stop >= 1 else stop,
         wordings=widgets.get("wordings", SAMPLED),
         **given,
-        **plan.recipe,
+        **with_targets(sources.loss, plan.recipe),
     )
     return critics, recipe
 

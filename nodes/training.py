@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,14 @@ def critics_and_questions(loss: VqaTerms) -> tuple[dict[str, Any], tuple[Any, ..
         critics[name] = critic
         questions += [replace(question, critic=name) for question in asked]
     return critics, tuple(questions)
+
+
+def with_targets(loss: VqaTerms, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's fields with the loss's targets, if it has any, and with their weight."""
+    if not loss.targets:
+        return dict(recipe)
+    penalties = {**recipe.get("penalties", {}), "targets": loss.target_weight}
+    return {**recipe, "penalties": penalties, "targets": loss.targets}
 
 
 def held_out(seed: int, num_prompts: int) -> Any:

@@ -26,9 +26,11 @@ Trajectory = io.Custom("DUAL_PROCESS_TRAJECTORY")  # a `process.Painting`
 
 @dataclass(frozen=True)
 class VqaTerms:
-    """What travels on a LOSS wire: critics, each with the questions it is asked."""
+    """What travels on a LOSS wire: critics, each with the questions it is asked, and pictures to come near to."""
 
     terms: tuple[tuple[Any, tuple[Any, ...]], ...]  # (critic, questions)
+    targets: tuple[Any, ...] = ()  # distillation.Target
+    target_weight: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -82,21 +82,31 @@ def step_lesson(
     return _recipe(prompts, facts, targets, target_weight), references
 
 
-def failure_lesson(trajectory: Trajectory) -> dict[str, Any]:
-    """The facts that an inspection found violated or lost, and those that the result lacks, as questions on its prompt.
+def failure_lesson(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
+    """What an inspection found violated or lost, and what the result lacks, as questions on the prompts.
 
     Raises:
         ProcessError: there are none.
     """
+    prompts, facts = list[str](), list[tuple[int, Fact]]()
+    for trajectory in trajectories:
+        failed = failed_facts(trajectory)
+        if failed and trajectory.plan.prompt not in prompts:
+            prompts.append(trajectory.plan.prompt)
+        facts += [(prompts.index(trajectory.plan.prompt), fact) for fact in failed]
+    if not facts:
+        raise ProcessError("Nothing failed on the way: there is no question that needs to be learnt.")
+    return _recipe(prompts, facts, [], 0.0)
+
+
+def failed_facts(trajectory: Trajectory) -> list[Fact]:
+    """Those that some inspection found violated or lost, or that the result lacks."""
     readings = [reading for step in trajectory.steps for reading in step.reflection.readings]
     failed = {reading.fact for reading in readings if reading.status in (VIOLATED, LOST)}
     if trajectory.steps:
         last = trajectory.steps[trajectory.best].reflection
         failed |= {reading.fact for reading in last.readings if reading.status not in (HELD, UNJUDGED)}
-    facts = [(0, fact) for fact in trajectory.plan.facts if fact.id in failed]
-    if not facts:
-        raise ProcessError("Nothing failed in the trajectory: there is no question that needs to be learnt.")
-    return _recipe([trajectory.plan.prompt], facts, [], 0.0)
+    return [fact for fact in trajectory.plan.facts if fact.id in failed]
 
 
 def holds_everything(trajectory: Trajectory) -> bool:

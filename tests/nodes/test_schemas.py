@@ -79,6 +79,9 @@ INPUTS = {
         *("look_every", "patience", "give", "checkpoint_every", "existing_lora"),
         *("keep_questions", "structure_weight", "lora_targets", "target_pattern", "gradient_vae", "wordings"),
     ],
+    "DistillProcess": [
+        *("clip", "critic", "teach", "target_weight", "held_out", "saved", "guidance", "loss", "trajectories"),
+    ],
 }
 
 

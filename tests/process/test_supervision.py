@@ -95,18 +95,19 @@ def test_a_stroke_without_a_region_is_asked_about_only():
 
 def test_only_what_failed_is_asked_again():
     way = painted(chance=0.0, drafted=(0, 1), settings=Settings(budget=4, restarts=0)).trajectory
-    recipe = Recipe.from_dict(failure_lesson(way))
-    assert recipe.prompts == ("things",)
-    assert [q.text for q in recipe.questions] == ["Is there a thing in slot 2?"]
+    other = painted("more things", settings=Settings(budget=3, restarts=0)).trajectory
+    recipe = Recipe.from_dict(failure_lesson([painted("done").trajectory, way, other, way]))
+    assert recipe.prompts == ("things", "more things")
+    assert [(q.text, q.prompts) for q in recipe.questions] == [("Is there a thing in slot 2?", (0, 1))]
     mended = painted(seed=3, chance=0.4).trajectory
     assert mended.stop_reason == "done"
     failed = {step.stroke for step in mended.steps if not step.accepted}
-    assert {f"s{q['text'][-2]}" for q in failure_lesson(mended)["questions"]} == failed
+    assert {f"s{q['text'][-2]}" for q in failure_lesson([mended])["questions"]} == failed
 
 
 def test_what_teaches_nothing_is_refused():
     with pytest.raises(ProcessError, match="Nothing failed"):
-        failure_lesson(painted().trajectory)
+        failure_lesson([painted().trajectory])
     with pytest.raises(ProcessError, match="No trajectory holds everything"):
         result_lesson([painted(settings=Settings(budget=1, restarts=0))])
     with pytest.raises(ProcessError, match="no stroke"):
