@@ -310,3 +310,27 @@ def test_the_region_of_a_mask_is_its_smallest_rectangle(pack):
     mask = torch.zeros(4, 16)
     mask[:, 4:8] = 1
     assert vars(sys.modules[f"{pack.__name__}.nodes.steering"].region_of(mask, 16, 4)) == vars(region(1))
+
+
+def test_any_critic_inspects_and_can_train_afterwards(run, demo_models, encode):
+    """One without a thinker of its own; nothing of it is left in inference mode."""
+    import nodes as core
+
+    model, _, vae, critic = demo_models
+    with torch.inference_mode():
+        cond = encode("a night sky over the sea")
+        empty = {"samples": torch.zeros(1, 16, 14, 14)}
+        (latent,) = core.KSampler().sample(model, 1, 1, 1.0, "euler", "simple", cond, cond, empty)
+        (image,) = core.VAEDecode().decode(vae, latent)
+    facts = [{"id": time, "question": f"Is it {time}?"} for time in ("day", "night")]
+    own = run("PlanImage", prompt="a night", own_plan=json.dumps({"facts": facts}))[0]
+    readings, drawn, held = run("InspectImage", critic=critic, image=image, plan=own).args
+    day, night = readings.splitlines()
+    assert day.startswith("✗ Is it day?")
+    assert night.startswith("✓ Is it night?")
+    assert held == [0.5]
+    assert drawn.shape[2] == 660
+    picture = image.clone().movedim(-1, 1).requires_grad_()
+    asked = type("Asked", (), {"text": "Is it night?", "answer": "Yes", "references": ()})
+    critic.log_likelihood(picture, [asked]).sum().backward()
+    assert picture.grad.abs().max() > 0
