@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -57,7 +56,7 @@ def paint(
         from ..process.files import FILMSTRIP, TRAJECTORY, save_chats, save_painting
         from ..process.words import trajectory_in_words
 
-        wanted = prompt if plan is None else _read_plan(plan)
+        wanted = prompt if plan is None else _read_plan(plan, prompt)
         folder = make_folder(output)
         earlier = _earlier(folder, resume, overwrite)
         options = {"height": size, "width": size, "steps": steps, "offload": offload}
@@ -113,14 +112,14 @@ def _models(
     return load(painter, device, **options), CriticThinker(loaded), Settings()
 
 
-def _read_plan(path: Path) -> Plan:
-    from ..process import plan_from_dict
+def _read_plan(path: Path, prompt: str) -> Plan:
+    from ..process import read_plan
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ProcessError(f"Expected a plan as a JSON file at {path}: {error}.") from error
-    return plan_from_dict(data)
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ProcessError(f"Expected a plan as a JSON file at {path}: {error.strerror}.") from error
+    return read_plan(text, prompt)
 
 
 def _earlier(folder: Path, resume: bool, overwrite: bool) -> Painting | None:

@@ -50,6 +50,7 @@ class PlanImage(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str, own_plan: str, critic: Any = None) -> io.NodeOutput:
         from ..core.errors import ProcessError
+        from ..process import read_plan
         from ..process.words import plan_in_words
 
         if own_plan.strip():
@@ -79,33 +80,7 @@ def as_text(plan: Any) -> str:
     del data["source"]
     for stroke in data["strokes"]:
         stroke["region"] = None if stroke["region"] is None else [stroke["region"][side] for side in SIDES]
-    lines = json.dumps(data, indent=2, ensure_ascii=False)
-    return lines
-
-
-def read_plan(text: str, prompt: str = "") -> Any:
-    """The user's plan; `prompt` stands in where it has none.
-
-    Raises:
-        ProcessError: no JSON, or a plan that cannot be followed; the message says why.
-    """
-    from ..core.errors import ProcessError
-    from ..process import plan_from_dict
-
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ProcessError(f"Expected own_plan as JSON, got text that is none: {error}.") from error
-    if not isinstance(data, dict):
-        raise ProcessError(f"Expected own_plan as a JSON object with facts and strokes, got a {type(data).__name__}.")
-    data = {"prompt": prompt, **data, "source": "user"}
-    for stroke in data["strokes"] if isinstance(data.get("strokes"), list) else ():
-        region = stroke.get("region") if isinstance(stroke, dict) else None
-        if isinstance(region, list):
-            if len(region) != len(SIDES):
-                raise ProcessError(f"Expected a region as [left, top, right, bottom], got {region!r}.")
-            stroke["region"] = dict(zip(SIDES, region, strict=True))
-    return plan_from_dict(data)
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 NODES = [PlanImage]

@@ -7,7 +7,7 @@ from .inspecting import Ledger, gain, inspect
 from .painting import Painting, ProcessFailed, Settings, paint
 from .protocols import Canvas, Painter, Thinker
 from .replies import plan_from_reply
-from .states import Fact, Plan, Reading, Reflection, Region, Step, Stroke, Trajectory, plan_from_dict
+from .states import Fact, Plan, Reading, Reflection, Region, Step, Stroke, Trajectory, plan_from_dict, read_plan
 from .steering import next_stroke, steer
 from .supervision import failure_lesson, result_lesson, step_lesson
 from .thinking import CriticThinker, plan_by_rules
@@ -37,6 +37,7 @@ __all__ = [
     "plan_by_rules",
     "plan_from_dict",
     "plan_from_reply",
+    "read_plan",
     "result_lesson",
     "steer",
     "step_lesson",

@@ -250,6 +250,21 @@ class Trajectory:
         return made
 
 
+def read_plan(text: str, prompt: str = "") -> Plan:
+    """A plan that a user wrote as JSON; `prompt` stands in where it has none. Regions may be lists of four numbers.
+
+    Raises:
+        ProcessError: no JSON, or a plan that cannot be followed; the message says why.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ProcessError(f"Expected a plan as JSON, got text that is none: {error}.") from error
+    if not isinstance(data, dict):
+        raise ProcessError(f"Expected a plan as a JSON object with facts and strokes, got a {type(data).__name__}.")
+    return plan_from_dict({"prompt": prompt, **data, "source": BY_USER})
+
+
 def plan_from_dict(data: Any) -> Plan:
     """A plan from plain data, as JSON gives it.
 
@@ -262,9 +277,17 @@ def plan_from_dict(data: Any) -> Plan:
     strokes = []
     for stroke in _list(data.get("strokes", []), "strokes"):
         region = stroke.get("region") if isinstance(stroke, dict) else None
-        made = region if region is None or not isinstance(region, dict) else _made(Region, region)
-        strokes.append(_made(Stroke, {**stroke, "region": made} if isinstance(stroke, dict) else stroke))
+        strokes.append(_made(Stroke, {**stroke, "region": _region(region)} if isinstance(stroke, dict) else stroke))
     return _made(Plan, {**data, "facts": facts, "strokes": tuple(strokes)})
+
+
+def _region(data: Any) -> Any:
+    """A region of an object or of left, top, right, bottom; what is neither is left to be refused."""
+    if isinstance(data, list):
+        if len(data) != len(fields(Region)):
+            raise ProcessError(f"Expected a region as [left, top, right, bottom], got {data!r}.")
+        return Region(*data)
+    return _made(Region, data) if isinstance(data, dict) else data
 
 
 def _step(data: Any) -> Step:

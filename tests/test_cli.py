@@ -239,7 +239,10 @@ def test_paint_says_what_it_needs(tmp_path):
     assert_error(CliRunner().invoke(app, [*call, "--painter", "flux"]), "both --painter and --critic", "got one")
     assert_error(CliRunner().invoke(app, [*call, "--resume"]), "folder with a trajectory.json, found none")
     assert_error(CliRunner().invoke(app, [*call, "--plan", "none.json"]), "Expected a plan as a JSON file at none.json")
-    result = CliRunner().invoke(app, ["paint", "a queen", *call[2:]])
+    (tmp_path / "own.json").write_text('{"facts": [{"id": "f1", "question": "Is it night?"}]}')
+    own = CliRunner().invoke(app, [*call, "--plan", str(tmp_path / "own.json"), "--budget", "1", "--json"])
+    assert json.loads(own.stdout)["plan"]["source"] == "user"
+    result = CliRunner().invoke(app, ["paint", "a queen", "--output", str(tmp_path / "other")])
     assert result.exit_code == 1
     assert "Expected a prompt of this world" in " ".join(result.output.split())
 

@@ -164,8 +164,8 @@ def test_an_image_is_begun_with_and_encoded_once(paint):
 @pytest.mark.parametrize(
     ("own_plan", "message"),
     [
-        ("{", "Expected own_plan as JSON"),
-        ("[1]", "own_plan as a JSON object with facts and strokes, got a list"),
+        ("{", "Expected a plan as JSON"),
+        ("[1]", "plan as a JSON object with facts and strokes, got a list"),
         ("{}", "The plan has no facts"),
         (json.dumps({**PLAN, "colour": "red"}), "A plan has no field colour"),
         (

@@ -57,6 +57,10 @@ def test_a_plan_survives_plain_data():
     made = plan(background="a field")
     assert plan_from_dict(json.loads(json.dumps(asdict(made)))) == made
     assert plan_from_dict({"prompt": "a", "facts": [{"id": "f", "question": "?"}]}) == Plan("a", (Fact("f", "?"),))
+    as_lists = json.loads(json.dumps(asdict(made)))
+    for stroke in as_lists["strokes"]:
+        stroke["region"] = list(stroke["region"].values())
+    assert plan_from_dict(as_lists) == made
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_a_plan_survives_plain_data():
             {
                 "prompt": "a",
                 "facts": [{"id": "f", "question": "?"}],
-                "strokes": [{"id": "s", "operation": "add", "instruction": "x", "region": [0, 0, 1, 1]}],
+                "strokes": [{"id": "s", "operation": "add", "instruction": "x", "region": "left"}],
             },
             "region of a stroke as Region",
         ),
