@@ -159,7 +159,7 @@ class PaintByProcess(io.ComfyNode):
         begin = None
         if image is not None:
             picture = one_picture(image)
-            settings["restarts"] = 0  # the picture would be the same
+            settings |= {"restarts": 0, "whole_draft": True}  # it would be the same, and may show anything
 
             def begin() -> Any:
                 return canvas_of(painter, picture)

@@ -36,6 +36,9 @@ class Ledger:
         """A stroke has run: its facts are due."""
         self._done.add(stroke)
 
+    def has_run(self, stroke: str) -> bool:
+        return stroke in self._done
+
     def keep(self, readings: Sequence[Reading]) -> None:
         """The canvas of these readings is the one to go on from."""
         self._held = {reading.fact for reading in readings if reading.status == HELD}
@@ -96,10 +99,13 @@ def inspect(thinker: Thinker, picture: Tensor, plan: Plan) -> tuple[Reading, ...
 
 
 def gain(readings: Sequence[Reading]) -> tuple[int, float]:
-    """By what canvases are compared: how many facts are held, then the mean log P of those that can be judged."""
-    judged = [reading for reading in readings if reading.status != UNJUDGED]
-    held = sum(reading.status == HELD for reading in judged)
-    return held, sum(math.log(max(r.p, 1e-6)) for r in judged) / max(1, len(judged))
+    """By what canvases are compared: how many facts are held, then the mean log P of those that are due.
+
+    What is pending does not count: its P wanders with whatever else is painted.
+    """
+    due = [reading for reading in readings if reading.status not in (UNJUDGED, PENDING)]
+    held = sum(reading.status == HELD for reading in due)
+    return held, sum(math.log(max(r.p, 1e-6)) for r in due) / max(1, len(due))
 
 
 def failing(readings: Sequence[Reading], facts: Sequence[Fact], of: Collection[str] = (VIOLATED, LOST)) -> list[Fact]:

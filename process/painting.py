@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -221,8 +221,8 @@ class _Process:
     # Strokes
 
     def _wants(self, stroke: Stroke) -> bool:
-        """Whether a stroke has something to bring about."""
-        if not self.settings.inspect:
+        """Whether a stroke has something to bring about. After a draft of the background each one has, at first."""
+        if not self.settings.inspect or not (self.settings.whole_draft or self.ledger.has_run(stroke.id)):
             return True
         status = {reading.fact: reading.status for reading in self.readings}
         return any(status[fact.id] not in (HELD, UNJUDGED) for fact in self.plan.facts_of(stroke.id))
@@ -240,8 +240,9 @@ class _Process:
             self.ledger.run(stroke.id)
             readings = self._inspect(made.picture)
             kept = None if stroke.region is None else kept_psnr(made.picture, self.canvas.picture, stroke.region)
+            own = [fact.id for fact in self.plan.facts_of(stroke.id)]
             accepted = not (self.settings.inspect and self.settings.roll_back) or improves(
-                readings, self.readings, kept, self.settings.keep_psnr
+                readings, self.readings, kept, self.settings.keep_psnr, own
             )
             if accepted:
                 self._accept(now, made, readings, kept, seed)
@@ -309,7 +310,7 @@ class _Process:
         picture = f"step_{len(self.steps):02}"
         step = Step(name, ins, des, picture, reflection, seed, accepted, masked, kept)
         if accepted:
-            if not self.steps or gain(reflection.readings) >= gain(self.steps[self.best].reflection.readings):
+            if not self.steps or gain(reflection.readings)[0] >= gain(self.steps[self.best].reflection.readings)[0]:
                 self.best = len(self.steps)
             self.canvas, self.readings = canvas, reflection.readings
             self.ledger.keep(reflection.readings)
@@ -344,11 +345,20 @@ def _all_held(readings: Sequence[Reading]) -> bool:
 
 
 def improves(
-    readings: Sequence[Reading], before: Sequence[Reading], kept: float | None, least: float = Settings.keep_psnr
+    readings: Sequence[Reading],
+    before: Sequence[Reading],
+    kept: float | None,
+    least: float = Settings.keep_psnr,
+    own: Collection[str] = (),
 ) -> bool:
-    """Whether a stroke did no harm and brought something: nothing lost, the rest kept, and more held than before."""
-    lost = any(reading.status == LOST for reading in readings)
-    return not lost and (kept is None or kept >= least) and gain(readings) > gain(before)
+    """Whether a stroke did no harm and brought something: nothing lost, the rest kept, and either more held than before
+    or all of its `own` facts, of which the critic may have believed before that they were."""
+    if any(reading.status == LOST for reading in readings) or (kept is not None and kept < least):
+        return False
+    if gain(readings) > gain(before):
+        return True
+    brought = own and all(reading.status in (HELD, UNJUDGED) for reading in readings if reading.fact in own)
+    return bool(brought) and gain(readings)[0] >= gain(before)[0]
 
 
 def kept_psnr(after: Tensor, before: Tensor, region: Region) -> float:

@@ -48,6 +48,20 @@ def test_what_the_draft_shows_is_not_drawn_again():
     assert [name for name, _ in painter.calls] == ["draft", "s1"]
 
 
+def test_after_a_background_each_stroke_runs_though_the_critic_believes_it_has():
+    class Hasty(SlotThinker):
+        """Takes the thing of slot 0 for that of slot 1, too."""
+
+        def read(self, picture, facts):
+            p = dict(zip((fact.id for fact in facts), super().read(picture, facts), strict=True))
+            return [p["f0"] - 0.001 * p["f1"] if fact.id == "f1" else p[fact.id] for fact in facts]
+
+    painter = SlotPainter()
+    made = paint(plan(), painter, Hasty(), replace(ONE_DRAFT, whole_draft=False))
+    assert [name for name, _ in painter.calls] == ["draft", "s0", "s1", "s2"]
+    assert torch.equal(made.picture, picture_of({0: 1.0, 1: 1.0, 2: 1.0}))
+
+
 def test_a_stroke_that_fails_is_tried_again_in_other_words():
     painter, thinker = SlotPainter(chance=0.4), SlotThinker()
     way = paint("things", painter, thinker, Settings(budget=30, restarts=0), seed=3).trajectory
