@@ -59,7 +59,7 @@ from dual_process.process.inspecting import HOLDS
 from dual_process.process.painting import DONE, kept_psnr
 
 LATENT_STEPS, LATENT_RATE = 20, 0.1  # of the baseline that moves latents
-SCENES = 400  # that the reader and the critic are tested on
+SCENES = 400  # that the reader is tested on
 PROCESS, SINGLE = "process", "single pass"
 Make = Callable[[Wanted, int], tuple[Tensor, int]]  # prompt and seed → picture [1, 3, 128, 128], passes
 

@@ -53,7 +53,7 @@ def paint(
     with clear_errors():
         from ..process import ProcessFailed
         from ..process import paint as paint_picture
-        from ..process.files import FILMSTRIP, TRAJECTORY, save_chats, save_painting
+        from ..process.files import CHATS, FILMSTRIP, TRAJECTORY, save_chats, save_painting
         from ..process.words import trajectory_in_words
 
         wanted = prompt if plan is None else _read_plan(plan, prompt)
@@ -77,12 +77,12 @@ def paint(
                 save_painting(error.painting, folder)
                 raise ProcessError(f"{error} They lie in {folder}; run the same command with --resume.") from error
         save_painting(made, folder)
-        save_chats(made.trajectory, folder / "chats.jsonl")
+        save_chats(made.trajectory, folder / CHATS)
         console.print(trajectory_in_words(made.trajectory), highlight=False)
         if made.trajectory.stop_reason == "interrupted":
             console.print("Run the same command with --resume to go on.")
         result = made.trajectory.steps[made.trajectory.best].picture
-        console.print(f"Written to {folder}: {result}.png is the picture, {FILMSTRIP}, {TRAJECTORY}, chats.jsonl")
+        console.print(f"Written to {folder}: {result}.png is the picture, {FILMSTRIP}, {TRAJECTORY}, {CHATS}")
         if as_json:
             print(made.trajectory.to_json())
 
@@ -123,7 +123,7 @@ def _read_plan(path: Path, prompt: str) -> Plan:
 
 
 def _earlier(folder: Path, resume: bool, overwrite: bool) -> Painting | None:
-    """What to go on from. A picture that broke off is not lost unless the user says so."""
+    """What to go on from. A picture that is there is not lost unless the user says so."""
     from ..process.files import TRAJECTORY, load_painting
 
     if resume and overwrite:

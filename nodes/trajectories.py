@@ -17,14 +17,13 @@ from .types import CATEGORY, to_comfy
 from .types import Plan as PlanSocket
 from .types import Trajectory as TrajectorySocket
 
-CHATS = "chats.jsonl"
 NONE_FOUND = "(no trajectory was saved)"
 log = logging.getLogger(__name__)
 
 
 def save(painting: Any, folder: Path) -> None:
     """The trajectory with its pictures and filmstrip, and what planners and inspectors learn from it."""
-    from ..process.files import save_chats, save_painting
+    from ..process.files import CHATS, save_chats, save_painting
 
     save_painting(painting, folder)
     save_chats(painting.trajectory, folder / CHATS)

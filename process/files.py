@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAJECTORY, FILMSTRIP, LATENTS = "trajectory.json", "filmstrip.png", "latents.safetensors"
+CHATS = "chats.jsonl"
 SIGNS = {HELD: ("✓", "#2e8b4e"), VIOLATED: ("✗", "#c03a52"), LOST: ("✗ lost:", "#c03a52"), PENDING: ("…", "#888888")}
 UNKNOWN = ("?", "#888888")  # a fact that the critic cannot judge
 CELL, LINE = 2.4, 0.2  # inches: of a picture, and of a line of text
