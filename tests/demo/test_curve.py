@@ -56,12 +56,13 @@ def assert_close(one, other):
 
 
 def machine() -> dict[str, str]:
-    """What decides how sums are rounded."""
+    """What decides how sums are rounded. One name, such as "AMD EPYC", may stand for several processors."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    first = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    named = [first[key] for key in ("model name", "cpu family", "model", "stepping") if key in first]
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": " ".join(named) or platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
