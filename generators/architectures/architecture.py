@@ -43,6 +43,9 @@ class Size:
         return self.height * self.width // 4
 
 
+REFERENCE = "reference"  # the condition that is a picture beside the network's own
+
+
 @dataclass(frozen=True)
 class Parts:
     """What of a pipeline makes pictures of encoded prompts."""
@@ -59,6 +62,13 @@ def decode_scaled(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
     return vae.decode(shifted.to(vae.dtype), return_dict=False)[0]
+
+
+def encode_scaled(vae: Any, pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] in [-1, 1] -> their likeliest latents, scaled as `decode_scaled` takes them."""
+    encoded = vae.encode(pictures.to(vae.dtype))
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
 def decoder_factor(vae: Any) -> int:
@@ -106,6 +116,8 @@ class Architecture:
         patch: latent pixels to a token and side, by which a latent's sides are divided.
         pack, unpack: latents [B, C, h, w] into the network's layout, and back.
         decode: VAE, latents [B, C, h, w] -> pictures in [-1, 1].
+        refer: VAE, pictures in [-1, 1] -> latents [B, C, h, w] for `predict`, as the condition REFERENCE; None
+            where the network reads no picture beside its own.
         combine: classifier-free guidance.
         empty: what its second pass takes for the empty prompt, out of that prompt's conditions.
         kohya: the host whose layer names kohya's trainers write, with underscores.
@@ -134,6 +146,7 @@ class Architecture:
     pack: Callable[[Tensor], Tensor] = same
     unpack: Callable[[Tensor, int, int], Tensor] = same_layout
     decode: Callable[[Any, Tensor], Tensor] = decode_scaled
+    refer: Callable[[Any, Tensor], Tensor] | None = None
     combine: Callable[[Tensor, Tensor, float], Tensor] = plain_cfg
     empty: Callable[[Conditions, Config], Conditions] = as_encoded
     kohya: Host = "comfyui"

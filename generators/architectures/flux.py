@@ -1,4 +1,4 @@
-"""Flux.1 schnell and dev.
+"""Flux.1 schnell, dev, and Kontext, which is shown a picture beside its own.
 
 The table of layers maps Black Forest Labs' own names to diffusers' (black-forest-labs/flux `modules/layers.py`,
 diffusers `convert_flux_to_diffusers.py`).
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architecture import Architecture, Conditions, Config, Guidance, Parts, Size
+from .architecture import REFERENCE, Architecture, Conditions, Config, Guidance, Parts, Size, encode_scaled
 from .layers import Block
 from .packing import PATCH, pack, token_positions, unpack
 from .paths import flow_sigmas, shift_by_size
@@ -54,11 +54,15 @@ def encode(pipeline: Any, text: str, config: Config, device: torch.device) -> Co
 
 
 def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size: Size) -> Tensor:
-    """Velocities of tokens [B, T, 64]."""
-    network = parts.network
+    """Velocities of tokens [B, T, 64]; those of a reference follow, and differ in the first of their positions."""
+    network, tokens = parts.network, x
     positions = token_positions(size.height, size.width).to(x)  # [T, 3]
+    if (reference := conditions.get(REFERENCE)) is not None:  # [B, C, h, w]
+        beside = token_positions(*reference.shape[-2:]).to(x)
+        beside[:, 0] = 1
+        tokens, positions = torch.cat([x, pack(reference).to(x)], dim=1), torch.cat([positions, beside])
     return network(
-        hidden_states=x.to(parts.dtype),
+        hidden_states=tokens.to(parts.dtype),
         timestep=(sigma * 1000).to(parts.dtype) / 1000,  # rounded as FluxPipeline rounds it
         guidance=conditions.get("guidance"),
         pooled_projections=conditions["pooled"],
@@ -66,12 +70,12 @@ def predict(parts: Parts, x: Tensor, sigma: Tensor, conditions: Conditions, size
         txt_ids=positions.new_zeros(conditions["sequence"].shape[1], 3),
         img_ids=positions,
         return_dict=False,
-    )[0]
+    )[0][:, : x.shape[1]]
 
 
 FLUX = Architecture(
     label="Flux.1",
-    pipelines=("FluxPipeline",),
+    pipelines=("FluxPipeline", "FluxKontextPipeline"),
     comfyui={"Flux": "flux-1-dev", "FluxSchnell": "flux-1-schnell"},
     name=lambda config: "flux-1-dev" if config["guidance_embeds"] else "flux-1-schnell",
     encoders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
@@ -85,4 +89,5 @@ FLUX = Architecture(
     patch=PATCH,
     pack=pack,
     unpack=unpack,
+    refer=encode_scaled,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from math import prod
@@ -31,7 +32,7 @@ from ...core.residency import Turns, visiting
 from ...core.sizes import ModelSize
 from ...core.streaming import Offload, Stream
 from .. import rollout
-from ..architectures.architecture import Architecture, Config, Parts, Size
+from ..architectures.architecture import REFERENCE, Architecture, Config, Parts, Size
 from ..architectures.layers import Split, splits
 from ..lora import (
     LoraWeights,
@@ -152,6 +153,51 @@ class DiffusersGenerator:
     def prompts(self) -> tuple[str, ...]:
         """The prompts' texts."""
         return self._prompts.texts
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] → float32 latents [B, C, h, w] on the CPU, as `show_references` takes them.
+
+        Raises:
+            GeneratorError: the network reads no picture beside its own.
+        """
+        refer = self.architecture.refer
+        if refer is None:
+            raise GeneratorError(
+                f"{self.architecture.label} reads no reference picture. Of diffusers' pipelines Flux.1's do, best "
+                "Flux Kontext."
+            )
+        with visiting([self.vae], self.device):
+            return refer(self.vae, pictures.to(self.device) * 2 - 1).float().cpu()  # [0, 1] -> [-1, 1]
+
+    def show_references(self, references: Sequence[Tensor] | None) -> None:
+        """From now on the network sees a picture beside each prompt, as Flux Kontext does; None takes them away.
+
+        Args:
+            references: latents [1, C, h, w] for each prompt, all of one size, such as a canvas's or those of `encode`.
+
+        Raises:
+            GeneratorError: their number, shape or sizes are others, or the network reads no picture beside its own.
+        """
+        rows = [{n: t for n, t in row.items() if n != REFERENCE} for row in self._prompts.conditions]
+        if references is not None:
+            latents = self._checked_references(references)
+            rows = [{**row, REFERENCE: latent} for row, latent in zip(rows, latents, strict=True)]
+        self._prompts = replace(self._prompts, conditions=tuple(rows))
+
+    def _checked_references(self, references: Sequence[Tensor]) -> list[Tensor]:
+        channels, patch = self.architecture.channels(self._parts.config), self.architecture.patch
+        shapes = {tuple(latent.shape) for latent in references}
+        shape = next(iter(shapes), ())
+        right = len(shapes) == 1 and len(shape) == 4 and shape[:2] == (1, channels)
+        right &= not any(side % patch for side in shape[2:]) and len(references) == self.num_prompts
+        if self.architecture.refer is None or not right:
+            raise GeneratorError(
+                f"Expected a reference for each of {self.num_prompts} prompts, latents [1, {channels}, h, w] of one "
+                f"size with sides that {patch} divides, for a network that reads them, got {len(references)} of the "
+                f"shapes {sorted(shapes)} for {self.architecture.label}. Make them by `encode`."
+            )
+        return [latent.to(self.device, self.dtype) for latent in references]
 
     @property
     def num_inference_steps(self) -> int:
