@@ -22,7 +22,8 @@ from dual_process.demo.strokes.process import (
 )
 from dual_process.demo.strokes.reader import read_scenes
 from dual_process.demo.strokes.world import build_scenes, random_uniforms, render
-from dual_process.process import Stroke, paint
+from dual_process.distillation import Recipe, distill
+from dual_process.process import Stroke, paint, step_lesson
 
 
 def drawn(prompts, seed=3):
@@ -112,3 +113,17 @@ def test_compositions_that_one_pass_misses_come_out_stroke_by_stroke(thinker):
     again = paint(wanted[0].prompt, painter, thinker, SETTINGS, seed=5)
     assert again.trajectory.to_json() == made[0].trajectory.to_json()
     assert replace(again.trajectory, seed=6) != made[0].trajectory
+
+
+def test_an_editor_learns_its_strokes_beside_the_canvases_that_it_is_shown(thinker):
+    painting = paint("a blue house far left and a tree near right", load_painter(), thinker, SETTINGS, seed=5)
+    data, canvases = step_lesson([painting], target_weight=10.0)
+    recipe = Recipe.from_dict({**data, "train_steps": 2, "num_inference_steps": 1, "learning_rate": 1e-4})
+    assert recipe.prompts == ("add a blue house far left", "add a tree near right")
+    generator, critic = strokes.load(recipe.prompts)
+    generator.show_references([canvas.latent for canvas in canvases])
+    result = distill(generator, critic, recipe)
+    distances = [report.penalties["targets"] for report in result.history]
+    assert max(distances) < 2e-3  # beside the canvas its rest is kept; without it there is another field
+    generator.show_references(None)
+    assert distill(generator, critic, recipe).history[0].penalties["targets"] > 5e-3
