@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from dual_process import overlays
+from dual_process.core.picture import Picture
 from dual_process.demo import strokes
 from dual_process.demo.strokes import PRESET
 from dual_process.demo.strokes.captions import PLACES, thing_name
@@ -51,13 +52,15 @@ from dual_process.demo.strokes.world import (
     random_uniforms,
     render,
 )
-from dual_process.distillation import PRESETS, Question, Recipe, distill, guard_questions, overlay_questions
+from dual_process.distillation import PRESETS, Question, Recipe, Target, distill, guard_questions, overlay_questions
 from dual_process.evaluation.control import EVALUATION_SEED, Pairs, sample_pairs
 from dual_process.generators import DiffusersGenerator
 from dual_process.generators.noise import draw_noise
 
 SHOWN = 12  # held-out pictures that are kept
 TRAINED_THINGS = 8  # of twelve; the others are held out
+ROOM = 5 / IMAGE_SIZE  # between an object and the region that is drawn around it
+BESIDE = 2  # pixels around an overlay that are still to be the field's
 MARGIN = 4  # pixels around an object that count as its own
 
 
@@ -80,6 +83,13 @@ class Reads:
     unit: str
 
 
+def around(region: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """A region that an object fills, with room for its outline: x, y, width and height in fractions."""
+    x, y, width, height = region
+    left, top = max(0.0, x - ROOM), max(0.0, y - ROOM)
+    return left, top, min(1.0, x + width + ROOM) - left, min(1.0, y + height + ROOM) - top
+
+
 CONTROLS = {
     "line_weight": Reads(
         draw=lambda random: float(random.uniform(1, 5)),
@@ -90,7 +100,7 @@ CONTROLS = {
     ),
     "composition": Reads(
         draw=lambda random: region_at(float(random.uniform(16, 112)), float(random.uniform(0, 1))),
-        overlay=lambda region: overlays.composition(regions=[region]),
+        overlay=lambda region: overlays.composition(regions=[around(region)]),
         at_places=False,
         error=lambda reading, region: 1 - layout_iou(reading, [region]),
         unit="1 - IoU",
@@ -104,6 +114,7 @@ def main(
     held_out: Annotated[int, typer.Option(help="Pairs that are not.")] = 48,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls to 0 as a cosine.")] = 5e-4,
+    target_weight: Annotated[float, typer.Option(help="Of the field, where the overlay is drawn.")] = 100.0,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 16,
     lora_targets: Annotated[str, typer.Option(help="Layers that the LoRA changes.")] = "attention + feed-forward",
     watch_every: Annotated[int, typer.Option(help="Measure every so many steps, too; 0: never.")] = 0,
@@ -120,7 +131,9 @@ def main(
     references = [overlay.apply(field[None]) for overlay, field in zip(shown, fields, strict=True)]
     generator, critic = strokes.load(prompts)
     generator.show_references([generator.encode(reference) for reference in references])
-    recipe = recipe_of(prompts[:trained], shown[:trained], steps, learning_rate, rank, lora_targets, seed)
+    recipe = recipe_of(prompts[:trained], shown[:trained], fields[:trained], target_weight)
+    settings = {"train_steps": steps, "learning_rate": learning_rate, "rank": rank, "lora_targets": lora_targets}
+    recipe = replace(recipe, seed=seed, **settings)
     held = Held(reads, prompts, targets, fields, trained)
     before = held.figures(generator, 0.0)
     console = Console(stderr=True)
@@ -141,7 +154,7 @@ def main(
         "after": after,
         "p_answer": [np.nanmean(report.p_answer[:trained]) for report in (result.history[0], result.history[-1])],
         "training_seconds": sum(report.seconds for report in result.history),
-        "settings": {"steps": steps, "learning_rate": learning_rate, "rank": rank, "lora_targets": lora_targets},
+        "settings": {**settings, "target_weight": target_weight},
     }
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -173,34 +186,35 @@ def drawn_fields(count: int, random: np.random.Generator) -> Tensor:
 
 
 def recipe_of(
-    prompts: Sequence[str],
-    shown: Sequence[overlays.Overlay],
-    steps: int,
-    learning_rate: float,
-    rank: int,
-    lora_targets: str,
-    seed: int,
+    prompts: Sequence[str], shown: Sequence[overlays.Overlay], fields: Tensor, target_weight: float
 ) -> Recipe:
-    """Each prompt's own overlay is asked about, and that no instruction is painted and no object lost."""
+    """Each prompt's own overlay is asked about; where it is drawn the field is wanted, which no question sees."""
     asked = [
         replace(question, prompts=(number,))
         for number, overlay in enumerate(shown)
         for question in (*overlay_questions(overlay), *guard_questions(overlay))
     ]
+    targets = [
+        Target(Picture.from_tensor(field), Picture.from_tensor(drawn_by(overlay)), prompts=(number,))
+        for number, (overlay, field) in enumerate(zip(shown, fields, strict=True))
+    ]
     return Recipe(
         prompts=tuple(prompts),
         questions=(*merged(asked), *keep_questions(prompts)),
+        targets=tuple(targets),
         **{
             **PRESETS[PRESET].recipe,
-            "penalties": {"range": 1.0},
-            "train_steps": steps,
-            "learning_rate": learning_rate,
-            "rank": rank,
-            "lora_targets": lora_targets,
+            "penalties": {"range": 1.0, "targets": target_weight},
             "num_inference_steps": 1,
-            "seed": seed,
         },
     )
+
+
+def drawn_by(overlay: overlays.Overlay) -> Tensor:
+    """White where an overlay draws, and a little beside it, [1, 128, 128]."""
+    black = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    drawn = overlay.apply(black).amax(dim=1)
+    return (torch.nn.functional.max_pool2d(drawn, 2 * BESIDE + 1, stride=1, padding=BESIDE) > 0.1).float()
 
 
 def merged(questions: Sequence[Question]) -> list[Question]:
