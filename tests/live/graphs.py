@@ -29,6 +29,10 @@ SETTINGS = {
     "timesteps": "sampler",
     "gradient_checkpointing": False,
 }
+PROCESS = {  # of Paint by Process
+    **{"seed": 0, "budget": 6, "refinements": 2, "whole_draft": False, "restarts": 0, "restart_below": 0.3},
+    **{"keep_psnr": 30.0, "patience": 2, "inspect": True, "roll_back": True},
+}
 Graph = dict[str, dict[str, Any]]
 
 

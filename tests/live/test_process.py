@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphs import Graph, node
+from graphs import PROCESS, Graph, node
 from live_server import Server
 from PIL import Image
 
 pytestmark = pytest.mark.comfyui
 PROMPT = "a yellow house, a blue house and two green trees by dusk"
-SETTINGS = {
-    **{"seed": 0, "budget": 6, "refinements": 2, "whole_draft": False, "restarts": 0, "restart_below": 0.3},
-    **{"keep_psnr": 30.0, "patience": 2, "inspect": True, "roll_back": True},
-}
 
 
 def graph(prompt: str = PROMPT, painter: str = "demo", **changes: Any) -> Graph:
     output = 4 if painter == "demo" else 0
-    settings = {**SETTINGS, **changes}
+    settings = {**PROCESS, **changes}
     return {
         "demo": node("DualProcessLoadDemoStrokes"),
         "paint": node(

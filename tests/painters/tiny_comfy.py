@@ -48,14 +48,12 @@ def demo() -> tuple[Any, Any, Any]:
     return load_models(strokes.WEIGHTS / "pipeline")
 
 
-def fill() -> tuple[Any, Any, Any]:
-    """An inpaint model of Flux, with the demo's text encoders and VAE."""
-    import comfy.sd
-
+def flux_weights(channels: int) -> dict[str, torch.Tensor]:
+    """Of a random Flux, as diffusers names them; with 384 channels it is an inpaint model, with 64 any other."""
     torch.manual_seed(3)
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=384,
+        in_channels=channels,
         out_channels=64,
         num_layers=1,
         num_single_layers=1,
@@ -66,8 +64,14 @@ def fill() -> tuple[Any, Any, Any]:
         guidance_embeds=True,
         axes_dims_rope=(16, 56, 56),
     )
-    state = {name: 1.5 * tensor.detach() for name, tensor in transformer.state_dict().items()}
-    model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": torch.float32})
+    return {name: 1.5 * tensor.detach() for name, tensor in transformer.state_dict().items()}
+
+
+def fill() -> tuple[Any, Any, Any]:
+    """An inpaint model of Flux, with the demo's text encoders and VAE."""
+    import comfy.sd
+
+    model = comfy.sd.load_diffusion_model_state_dict(flux_weights(384), model_options={"dtype": torch.float32})
     return (model, *demo()[1:])
 
 
