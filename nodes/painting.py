@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import comfy.model_management
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .questions import field_help
 from .stages import ShownPainter, ShownThinker, Stages, as_latent, canvas_of, interrupt, thinker_of
-from .trajectories import Kept
+from .trajectories import Kept, key_of
 from .types import CATEGORY, Critic, Painter, Plan, Trajectory, to_comfy, to_engine
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class PaintByProcess(io.ComfyNode):
             category=CATEGORY,
             description="Makes a picture step by step: the critic plans, the painter drafts, the critic inspects each "
             "fact, and what is missing or wrong is painted, inspected, and kept or taken back, until all is there or "
-            "the budget is used up. Cancel keeps the steps so far.",
+            "the budget is used up. Cancel keeps the steps so far, and the same run goes on from them.",
             search_aliases=["think in strokes", "plan", "refine", "agent", "interleaved"],
             inputs=[
                 Painter.Input("painter", tooltip="Who paints, from Painter or Load Demo Strokes."),
@@ -91,8 +92,9 @@ class PaintByProcess(io.ComfyNode):
                 Trajectory.Input(
                     "resume",
                     optional=True,
-                    tooltip="A trajectory from Load Trajectory that was cancelled, failed or killed, to go on with. "
-                    "Everything else has to be as it was; only the budget may be larger.",
+                    tooltip="A trajectory from Load Trajectory that was cancelled, failed or killed, to go on with: "
+                    "everything else has to be as it was, only the budget may be larger. Not needed to run the very "
+                    "same graph again, which goes on by itself.",
                 ),
                 io.Int.Input(
                     "restarts",
@@ -136,7 +138,7 @@ class PaintByProcess(io.ComfyNode):
                 ),
             ],
             outputs=outputs(),
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -153,6 +155,7 @@ class PaintByProcess(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..core.errors import ProcessError
         from ..process import Settings, paint
+        from ..process.resuming import check_same
 
         if plan is None and not prompt.strip():
             raise ProcessError("The prompt is empty: say what the picture is to show, or connect a plan.")
@@ -164,18 +167,23 @@ class PaintByProcess(io.ComfyNode):
             def begin() -> Any:
                 return canvas_of(painter, picture)
 
-        stages, kept = Stages(settings["budget"], cls.hidden.unique_id), Kept()
+        wanted, chosen = prompt if plan is None else plan, Settings(**settings)
+        stages, thinker = Stages(chosen.budget, cls.hidden.unique_id), thinker_of(critic)
+        kept = Kept(key_of(cls.hidden.prompt, cls.hidden.unique_id, image))
+        if resume is None:
+            resume = kept.earlier(lambda t: check_same(t, wanted, painter, thinker, asdict(chosen), seed))
 
         def on_step(painting: Any) -> None:
             kept(painting)
             stages.on_step(painting)
 
+        done = 0 if resume is None else len(resume.trajectory.steps)
         with kept_where_it_ends_early(stages, kept):
             painting = paint(
-                prompt if plan is None else plan,
-                ShownPainter(painter, stages, begin),
-                ShownThinker(thinker_of(critic), stages),
-                Settings(**settings),
+                wanted,
+                ShownPainter(painter, stages, begin, done),
+                ShownThinker(thinker, stages),
+                chosen,
                 seed,
                 on_step,
                 stages.is_cancelled,

@@ -72,10 +72,10 @@ class Stages:
 
 
 class ShownPainter:
-    """A painter whose passes are shown, and that may begin with a picture that is there already."""
+    """A painter whose passes are shown, and that may begin with a picture that is there already, or after `done`."""
 
-    def __init__(self, painter: Any, stages: Stages, begin: Callable[[], Any] | None = None) -> None:
-        self._painter, self._stages, self._begin, self._number = painter, stages, begin, 0
+    def __init__(self, painter: Any, stages: Stages, begin: Callable[[], Any] | None = None, done: int = 0) -> None:
+        self._painter, self._stages, self._begin, self._number = painter, stages, begin, done
 
     @property
     def info(self) -> Any:

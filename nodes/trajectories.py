@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import is_link
+from torch import Tensor
 
 from .refusals import refused
 from .run_files import free_folder, interrupted_folder, path_below, trajectories_folder
@@ -30,16 +35,44 @@ def save(painting: Any, folder: Path) -> None:
 
 
 class Kept:
-    """Writes down each step of a process while it goes on, so that it can go on after a cancel, a failure or a kill."""
+    """Writes down each step of a process while it goes on, so that it can go on after a cancel, a failure or a kill.
 
-    def __init__(self) -> None:
-        self.folder = interrupted_folder() / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{uuid.uuid4().hex[:6]}"
+    Args:
+        key: of what is made, see `key_of`.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.folder = interrupted_folder() / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{key}"
+        self._key, self._steps = key, 0  # how many steps are there from before
+
+    def earlier(self, check: Callable[[Any], None]) -> Any:
+        """What a process with the same key left that ended early, to go on with in its folder; None if there is none.
+
+        Args:
+            check: raises ProcessError for a trajectory that was made otherwise all the same.
+        """
+        from ..core.errors import DualProcessError
+        from ..process.files import load_painting
+
+        for folder in sorted(interrupted_folder().glob(f"*_{self._key}"), reverse=True):
+            try:
+                painting = load_painting(folder)
+                check(painting.trajectory)
+            except DualProcessError as error:
+                log.info("Begins anew, not from %s: %s", folder.name, error)
+                continue
+            self.folder, self._steps = folder, len(painting.trajectory.steps)
+            log.info("Goes on from the %d steps of a run that ended early, in %s.", self._steps, folder.name)
+            return painting
+        return None
 
     def __call__(self, painting: Any) -> None:
         """A step that cannot be written is only logged."""
         from ..core.errors import ProcessError
         from ..process.files import save_painting
 
+        if len(painting.trajectory.steps) <= self._steps:
+            return
         try:
             save_painting(painting, self.folder, last_step_only=True)
         except ProcessError as error:
@@ -47,12 +80,38 @@ class Kept:
 
     def whole(self, painting: Any) -> str:
         """With the filmstrip and the chats; the folder, as the user finds it."""
-        save(painting, self.folder)
+        if len(painting.trajectory.steps) >= self._steps:  # else it has ended even earlier than the one before
+            save(painting, self.folder)
         return f"output/dual_process/{self.folder.parent.name}/{self.folder.name}"
 
     def discard(self) -> None:
         """The process has come to its end."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def key_of(prompt: Any, node_id: str | None, image: Tensor | None = None) -> str:
+    """Twelve hex digits for what a node makes: its inputs, those of all nodes before it, and a picture's numbers.
+
+    Args:
+        prompt: as ComfyUI runs it; where it does not tell the node's inputs, every key is another one.
+    """
+    known: dict[str, str] = {}
+
+    def digest(key: str) -> str:
+        if key not in known:
+            node = prompt[key]
+            inputs = {n: [digest(v[0]), v[1]] if is_link(v) else v for n, v in node["inputs"].items()}
+            text = json.dumps([node["class_type"], inputs], sort_keys=True, default=str)
+            known[key] = hashlib.sha256(text.encode()).hexdigest()
+        return known[key]
+
+    try:
+        made = hashlib.sha256(digest(node_id or "").encode())
+    except (KeyError, TypeError):
+        return uuid.uuid4().hex[:12]
+    if image is not None:
+        made.update(image.cpu().contiguous().numpy().tobytes())
+    return made.hexdigest()[:12]
 
 
 def saved() -> dict[str, Path]:

@@ -28,7 +28,7 @@ PATIENCE = 600  # seconds; a bound for what hangs, on machines that are busy wit
 
 
 class Server:
-    """Runs `main.py --cpu` on a free port, with a base directory of its own, until `close`."""
+    """Runs `main.py --cpu` on a free port, with a base directory of its own, until `close`; again after `kill`."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -42,7 +42,11 @@ class Server:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.log_file = base / "server.log"
-        with self.log_file.open("w") as log:
+        self.start()
+
+    def start(self) -> None:
+        base = self.base
+        with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "main.py", "--cpu", "--port", str(self.port)),
@@ -147,6 +151,11 @@ class Server:
     def resident_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def kill(self) -> None:
+        """As a crash or a full memory does: nothing is put in order."""
+        self.process.kill()
+        self.process.wait()
 
     def close(self) -> None:
         self.process.terminate()

@@ -85,25 +85,50 @@ def test_a_painter_of_a_model_inpaints_and_gives_a_latent(server: Server) -> Non
     assert all(step["mask"] for step in made["steps"] if step["stroke"] != "draft")
 
 
-def test_a_cancelled_process_goes_on_to_the_same_end(server: Server) -> None:
-    whole = server.run(graph(seed=4))
+def begun(server: Server, seed: int) -> tuple[str, Path]:
+    """Queues a process and waits until it has drafted; the prompt's id and where its steps are kept."""
     interrupted = server.base / "output" / "dual_process" / "interrupted"
     known = {*interrupted.glob("*")}
+    number = server.queue(graph(seed=seed))
+    server.wait(lambda: {path.parent for path in interrupted.glob("*/trajectory.json")} - known, "draft")
+    (kept,) = {*interrupted.glob("*")} - known
+    return number, kept
+
+
+def steps_in(kept: Path) -> int:
+    return len(json.loads((kept / "trajectory.json").read_text())["steps"])
+
+
+def test_a_cancelled_process_goes_on_to_the_same_end(server: Server) -> None:
+    whole = server.run(graph(seed=4))
     server.free()
-    number = server.queue(graph(seed=4))
-    server.wait(lambda: {*interrupted.glob("*/trajectory.json")} - {f / "trajectory.json" for f in known}, "draft")
+    number, kept = begun(server, seed=4)
     server.post("/interrupt", {})
     entry = server.finish(number)
     assert any(name == "execution_interrupted" for name, _ in entry["status"]["messages"])
-    (kept,) = {*interrupted.glob("*")} - known
     assert (kept / "filmstrip.png").is_file()
-    steps = len(json.loads((kept / "trajectory.json").read_text())["steps"])
-    assert 1 <= steps < 5
+    assert 1 <= steps_in(kept) < 5
     going_on = graph(seed=4, resume=["load", 0])
     going_on["load"] = node("DualProcessLoadTrajectory", folder=f"interrupted/{kept.name}")
     outputs = server.run(going_on)
     files = [folder(server, o) / "trajectory.json" for o in (whole, outputs)]
     assert files[0].read_text() == files[1].read_text()
+
+
+def test_the_same_graph_goes_on_after_a_kill(server: Server) -> None:
+    _, kept = begun(server, seed=7)
+    server.kill()
+    steps = steps_in(kept)
+    assert 1 <= steps < 5
+    server.start()
+    outputs = server.run(graph(seed=7))
+    assert f"Goes on from the {steps} steps of a run that ended early, in {kept.name}." in server.log()
+    assert not kept.exists()
+    server.free()
+    whole = server.run(graph(seed=7))
+    files = [folder(server, o) / "trajectory.json" for o in (whole, outputs)]
+    assert files[0].read_text() == files[1].read_text()
+    assert len(json.loads(files[0].read_text())["steps"]) == 5
 
 
 def test_steps_by_hand_and_an_inspection(server: Server) -> None:

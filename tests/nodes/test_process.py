@@ -239,6 +239,48 @@ def test_cancel_keeps_the_steps_so_far_and_they_go_on(paint, run, interrupted, w
     assert made[2].trajectory.to_json() == paint()[2].trajectory.to_json()
 
 
+def test_what_ended_early_is_found_again_by_what_it_is_made_from(pack, paint, tmp_path, monkeypatch):
+    import sys
+
+    trajectories = sys.modules[f"{pack.__name__}.nodes.trajectories"]
+
+    def key(image=None, steps=2, **changes):
+        inputs = {"painter": ["p", 0], "seed": 3, **changes}
+        prompt = {
+            "p": {"class_type": "Painter", "inputs": {"steps": steps}},
+            "1": {"class_type": "P", "inputs": inputs},
+        }
+        return trajectories.key_of(prompt, "1", image)
+
+    assert key() == key()
+    others = [
+        key(steps=3),
+        key(seed=4),
+        key(painter=["p", 1]),
+        key(torch.zeros(1, 2, 2, 3)),
+        key(torch.ones(1, 2, 2, 3)),
+    ]
+    assert len({key(), *others}) == 6
+    for prompt in ({}, {"1": {"class_type": "P"}}, {"1": {"class_type": "P", "inputs": {"painter": ["p", 0]}}}, None):
+        assert trajectories.key_of(prompt, "1") != trajectories.key_of(prompt, "1")
+
+    monkeypatch.setattr(trajectories, "interrupted_folder", lambda: tmp_path)
+    painting = paint()[2]
+    left = trajectories.Kept(key())
+    left.whole(painting)
+    checked = []
+    assert trajectories.Kept(key(seed=4)).earlier(checked.append) is None
+    again = trajectories.Kept(key())
+    assert again.earlier(checked.append).trajectory.to_json() == painting.trajectory.to_json()
+    assert [trajectory.to_json() for trajectory in checked] == [painting.trajectory.to_json()]
+    (left.folder / "step_00.png").unlink()  # steps that are there are not written again
+    again(painting)
+    assert not (left.folder / "step_00.png").exists()
+    assert trajectories.Kept(key()).earlier(checked.append) is None  # but broken ones are not gone on from
+    again.discard()
+    assert not left.folder.exists()
+
+
 def test_cancel_before_the_first_picture_leaves_nothing(paint, interrupted):
     import comfy.model_management
 
