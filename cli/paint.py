@@ -67,8 +67,11 @@ def paint(
         with StopOnInterrupt() as should_stop, Progress(*columns, console=console) as progress:
             bar = progress.add_task("passes", total=settings.budget)
 
+            there = 0 if earlier is None else len(earlier.trajectory.steps)
+
             def on_step(painting: Painting) -> None:
-                save_painting(painting, folder, last_step_only=True)
+                if len(painting.trajectory.steps) > there:
+                    save_painting(painting, folder, last_step_only=True)
                 progress.update(bar, completed=painting.trajectory.passes)
 
             try:
@@ -131,8 +134,19 @@ def _earlier(folder: Path, resume: bool, overwrite: bool) -> Painting | None:
     if resume:
         return load_painting(folder)
     if (folder / TRAJECTORY).exists() and not overwrite:
-        raise DualProcessError(
-            f"{folder} holds a picture that was made step by step. Go on with it by --resume, begin anew by "
-            "--overwrite, or choose another folder."
-        )
+        raise DualProcessError(f"{_holds(folder)} begin anew by --overwrite, or choose another folder by --output.")
     return None
+
+
+def _holds(folder: Path) -> str:
+    """What is in a folder with a trajectory, and what can be done with it."""
+    from ..process.files import load_painting
+    from ..process.painting import DONE, NO_GAIN
+
+    try:
+        earlier = load_painting(folder).trajectory
+    except DualProcessError as error:
+        return f"{folder} holds a picture that cannot be gone on with ({error}):"
+    if earlier.stop_reason in (DONE, NO_GAIN):
+        return f"{folder} holds the finished picture of {earlier.plan.prompt!r}:"
+    return f"{folder} holds an unfinished picture of {earlier.plan.prompt!r}: go on with it by --resume,"

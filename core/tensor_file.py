@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,46 +10,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import LoraFileError
+from .replacing import replacing
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Writes a safetensors file beside its target and renames it, so that no reader ever sees half a file.
+    """Writes a safetensors file; no reader ever sees half of it.
 
     Raises:
         LoraFileError: the file cannot be written (disk full, no permission); an older file at `path` is untouched.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _new_file_beside(path)
-        usual_mode = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(
-            {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata=dict(metadata),
-        )
-        temporary.chmod(usual_mode)  # safetensors puts a file for the user alone in its place
-        os.replace(temporary, path)
+        with replacing(path) as beside:
+            save_file(
+                {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
+                beside,
+                metadata=dict(metadata),
+            )
     except (OSError, SafetensorError) as error:
         raise LoraFileError(
             f"Could not write {path}: {error}. Free some space or choose another folder, then save again; "
             "what was trained is still in memory."
         ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return path
-
-
-def _new_file_beside(path: Path) -> Path:
-    """An empty hidden file of a name that none had; the system gives it the mode of any new file.
-
-    The mask by which it does so can otherwise only be read by setting it, which other threads would notice.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.open("xb").close()
-    return temporary
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

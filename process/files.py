@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import LoraFileError, ProcessError
 from ..core.picture import Picture
+from ..core.replacing import replacing
 from ..core.tensor_file import read_tensors, write_tensors
 from .painting import DRAFT, Painting
 from .protocols import Canvas
@@ -48,11 +47,11 @@ def save_painting(painting: Painting, folder: str | Path, last_step_only: bool =
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in list(painting.pictures.items())[-1 if last_step_only else 0 :]:
-            _replace(folder / f"{name}.png", Picture.from_tensor(picture[0]).png)
+            _write(folder / f"{name}.png", Picture.from_tensor(picture[0]).png)
         write_tensors(folder / LATENTS, latents, {})
         if not last_step_only:
             filmstrip(painting.trajectory, painting.pictures).savefig(folder / FILMSTRIP)
-        _replace(folder / TRAJECTORY, painting.trajectory.to_json().encode())
+        _write(folder / TRAJECTORY, painting.trajectory.to_json().encode())
     except (OSError, LoraFileError) as error:
         raise ProcessError(
             f"The trajectory could not be written into {folder.name}: {getattr(error, 'strerror', None) or error}."
@@ -60,14 +59,9 @@ def save_painting(painting: Painting, folder: str | Path, last_step_only: bool =
     return folder
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file beside its target and renames it, so that nobody ever reads half of it."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as beside:
         beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_painting(folder: str | Path) -> Painting:

@@ -222,12 +222,14 @@ def test_paint_makes_a_picture_step_by_step_and_goes_on(tmp_path):
     result = CliRunner().invoke(app, [*call, "--budget", "2", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["stop_reason"] == "budget"
-    assert_error(CliRunner().invoke(app, call), "holds a picture that was made step by step", "--resume")
+    unfinished = "holds an unfinished picture of 'a blue house far left and two balls': go on with it by --resume"
+    assert_error(CliRunner().invoke(app, call), unfinished, "begin anew by --overwrite")
     result = CliRunner().invoke(app, [*call, "--resume", "--json"])
     assert result.exit_code == 0, result.output
     way = json.loads(result.stdout)
     assert (way["stop_reason"], way["passes"]) == ("done", 4)
     assert "4 of 4 facts held" in result.stderr
+    assert_error(CliRunner().invoke(app, call), "holds the finished picture of", "begin anew by --overwrite")
     names = {path.name for path in (tmp_path / "way").iterdir()}
     assert names >= {"trajectory.json", "filmstrip.png", "chats.jsonl", "latents.safetensors", "step_03.png"}
     whole = CliRunner().invoke(app, [*call[:-3], str(tmp_path / "at_once"), "--seed", "3", "--json"])
