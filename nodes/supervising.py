@@ -129,8 +129,8 @@ class DistillProcess(io.ComfyNode):
         terms = (*before.terms, (critic, recipe.questions))
         made = replace(before, terms=terms, targets=recipe.targets, target_weight=target_weight)
         report = (
-            f"{len(paintings)} trajectories: {len(recipe.prompts)} prompts, {len(recipe.questions)} questions, "
-            f"{len(recipe.targets)} pictures to come near to."
+            f"Trajectories: {len(paintings)}. Prompts: {len(recipe.prompts)}. Questions: {len(recipe.questions)}. "
+            f"Pictures to come near to: {len(recipe.targets)}."
         )
         return io.NodeOutput(prompts, made, report)
 

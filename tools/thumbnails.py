@@ -7,9 +7,9 @@
 
 Beside their folders, `output/demo_new_prompts/lora.safetensors` is what 21_demo_teach_for_new_prompts has saved,
 `output/demo_style` what 27_demo_style_by_reference, `output/demo_favourites` what 29_demo_pick_favourites after four
-rounds of a person who likes nights.
+rounds of a person who likes nights, `output/demo_process` what 35_demo_distill_a_process has saved.
 Thumbnails whose LoRA is not there are left as they are. Those of the slider and of two controls show LoRAs that
-ship with the pack; those of the process are made without any.
+ship with the pack; the others of the process are made without any.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def main(runs: Path) -> None:
     two_controls()
     by_pictures(runs)
     process()
+    distilled_process(runs)
 
 
 def slider() -> None:
@@ -187,6 +188,19 @@ def process() -> None:
         sheet(rows, name, foot=foot)
     steps = torch.cat([painted[0].pictures[f"step_{number:02}"] for number in range(3)])
     sheet([("one stroke after the other", steps)], "34_demo_steer_by_hand")
+
+
+def distilled_process(runs: Path) -> None:
+    """One pass before and after it has learnt from a picture that was painted step by step."""
+    path, prompt = runs / "demo_process" / "lora.safetensors", by_process.FOUR_THINGS
+    if not path.is_file():
+        return
+    generator, _ = strokes.load([prompt])
+    before = generator.sample((0, 0, 0), SEEDS)
+    lora, metadata = read_tensors(path)
+    generator.load_lora_state_dict(lora, json.loads(metadata["dual_process.recipe"])["lora_targets"])
+    rows = [("in one pass", before), ("after the lesson", generator.sample((0, 0, 0), SEEDS, lora_scale=1.0))]
+    sheet(rows, "35_demo_distill_a_process", foot="Learnt from one picture that was painted step by step.")
 
 
 def score(before: Tensor, after: Tensor) -> None:

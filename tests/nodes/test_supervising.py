@@ -52,7 +52,7 @@ def test_results(supervise, run):
     assert loss.target_weight == 30.0
     ((critic, questions),) = loss.terms
     assert (critic, [q.prompts for q in questions]) == ("critic", [(0, 1)] * 3)
-    assert report == "2 trajectories: 2 prompts, 3 questions, 2 pictures to come near to."
+    assert report == "Trajectories: 2. Prompts: 2. Questions: 3. Pictures to come near to: 2."
     question = run("VLMQuestion", question="Is it?", answer="Yes", weight=1.0)[0]
     more = run("VQALoss", critic="another", questions={"question0": question}, loss=loss)[0]
     assert (more.targets, len(more.terms)) == (loss.targets, 2)
