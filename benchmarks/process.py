@@ -4,7 +4,8 @@
 
 GenEval's six categories and compositions of three and four objects, 40 prompts each: a single pass and the process with
 every seed; on the compositions, with the first seed, what else the same cost buys, and the process without its parts.
-Of the critic, on the first seed's compositions: how often it is right about the pictures on the way and the next step.
+Of the critic, on the first seed's pictures: how often it is right about those on the way and the next step; and, where
+it has learnt that, how often its plans and its answers about conflicts are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from dual_process.demo import strokes
-from dual_process.demo.strokes.captions import PLACES, caption
+from dual_process.demo.strokes.captions import PLACES, parse_prompt
 from dual_process.demo.strokes.compositions import (
     CATEGORIES,
     COMPOSITIONS,
@@ -40,16 +42,21 @@ from dual_process.demo.strokes.process import (
     SETTINGS,
     OracleThinker,
     StrokesThinker,
-    is_true,
+    TaughtThinker,
+    ask_next,
     load_painter,
-    placed,
+    load_process_critic,
     plan_of,
+    planned,
+    truths,
 )
-from dual_process.demo.strokes.questions import NEXT
 from dual_process.demo.strokes.reader import read_scenes, same_scene
+from dual_process.demo.strokes.training.critic_data import YES_NO, make_lesson
 from dual_process.demo.strokes.training.exercises import next_step
+from dual_process.demo.strokes.training.pictures import make_pool
+from dual_process.demo.strokes.training.process import described, drawn_step
 from dual_process.demo.strokes.training.words import random_prompt
-from dual_process.demo.strokes.world import TIMES, Scenes, Words, build_scenes, random_uniforms, render
+from dual_process.demo.strokes.world import Scenes, build_scenes, random_uniforms, render
 from dual_process.distillation import Question
 from dual_process.painters.diffusers import FluxPainter
 from dual_process.process import Painting, Plan, Settings, Thinker, paint
@@ -60,8 +67,18 @@ from dual_process.process.painting import DONE, kept_psnr
 
 LATENT_STEPS, LATENT_RATE = 20, 0.1  # of the baseline that moves latents
 SCENES = 400  # that the reader is tested on
+CONFLICTS = 4  # instructions that the critic is asked about, a prompt
+EXERCISED, LESSONS = 128, 12  # pictures and batches of the critic's first lessons
+TOPICS = {"line weight": "line weight", "depth": "Point", "composition": "red"}  # and what is no other is a fact
 PROCESS, SINGLE = "process", "single pass"
 Make = Callable[[Wanted, int], tuple[Tensor, int]]  # prompt and seed → picture [1, 3, 128, 128], passes
+
+
+class Which(str, Enum):
+    """The critic that inspects."""
+
+    controls = "controls"
+    process = "process"
 
 
 @dataclass
@@ -79,13 +96,25 @@ class Row:
 def main(
     each: Annotated[int, typer.Option(help="Prompts of a category.")] = EACH,
     seeds: Annotated[int, typer.Option(help="Seeds of pictures.")] = 3,
+    critic: Annotated[
+        Which, typer.Option(help="The critic that ships for the controls, or the one for the process.")
+    ] = (Which.process),
+    critic_only: Annotated[
+        bool, typer.Option("--critic-only", help="Measure the critic alone, on the first seed's pictures.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, else Markdown tables.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="Keep the first seed's trajectories of compositions here.")
     ] = None,
 ) -> None:
     """Paints every prompt in every way and prints the shares of pictures that show what was asked for."""
-    bench = Bench(each, output)
+    bench = Bench(each, output, critic)
+    if critic_only:
+        with Progress(console=Console(stderr=True)) as progress:
+            for category in progress.track(CATEGORIES, description="process"):
+                bench.process(category, 0)
+        print(json.dumps({**bench.critic_figures(), "old lessons": bench.exercises()}, indent=2))
+        return
     pictures, scenes = seen_scenes(bench.painter)
     figures: dict[str, Any] = {"reader_right": float(same_scene(read_scenes(pictures), scenes).float().mean())}
     rows: list[Row] = []
@@ -109,11 +138,12 @@ def main(
 class Bench:
     """The models, and what the process's trajectories tell of the critic."""
 
-    def __init__(self, each: int, output: Path | None) -> None:
+    def __init__(self, each: int, output: Path | None, critic: Which) -> None:
         self.each, self.output = each, output
         self.painter = load_painter()
-        _, self.critic = strokes.load()
-        self.thinker = StrokesThinker(self.critic)
+        taught = critic == Which.process
+        self.critic = load_process_critic() if taught else strokes.load()[1]
+        self.thinker = TaughtThinker(self.critic) if taught else StrokesThinker(self.critic)
         self.paintings: list[tuple[Wanted, Painting]] = []
         self.passes: dict[str, int] = {}  # that the process took for a prompt, with the first seed
         self.kept: list[float] = []  # PSNR in dB outside an object's place, of strokes without a region
@@ -124,10 +154,10 @@ class Bench:
     def process(self, category: str, seed: int) -> Row:
         def make(wanted: Wanted, n: int) -> tuple[Tensor, int]:
             painting = paint(wanted.prompt, self.painter, self.thinker, SETTINGS, seed=n)
-            if seed == 0 and category in COMPOSITIONS:
+            if seed == 0:
                 self.paintings.append((wanted, painting))
                 self.passes[wanted.prompt] = painting.trajectory.passes
-                if self.output is not None:
+                if self.output is not None and category in COMPOSITIONS:
                     save_painting(painting, self.output / category.split()[0] / f"{n:05}")
             return painting.picture, painting.trajectory.passes
 
@@ -154,38 +184,79 @@ class Bench:
         for way, make in ways.items():
             yield self._row(way, category, 0, make)
 
-    def critic_figures(self) -> dict[str, float]:
-        """How often the critic was right about the compositions' pictures on their way, by the scene reader."""
-        figures: dict[str, list[bool]] = defaultdict(list)
+    def critic_figures(self) -> dict[str, dict[str, float]]:
+        """How often the critic was right, by the scene reader: of all prompts, and by category."""
+        by_category: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in CATEGORIES}
         for wanted, painting in self.paintings:
-            plan, run, before = painting.trajectory.plan, set[str](), None
-            for step in painting.trajectory.steps:
-                run.add(step.stroke)
-                picture = painting.canvases[step.picture].picture
-                true = truths(plan, picture)
-                for fact, reading in zip(plan.facts, step.reflection.readings, strict=True):
-                    due = fact.stroke is None or fact.stroke in run
-                    figures["facts right" if due else "facts before their stroke right"].append(
-                        (reading.p >= HOLDS) == true[fact.id]
-                    )
-                if step.accepted and before is not None:
-                    figures["accepted strokes that broke a true fact"].append(
-                        any(before[name] and not true[name] for name in before)
-                    )
-                before = true if step.accepted else before
-                figures["next steps right"].append(self._next_is_right(picture, wanted))
-            if painting.trajectory.stop_reason == DONE:
-                figures["all held is right"].append(shows(read_scenes(painting.picture), [wanted])[0])
-        return {name: statistics.fmean(values) for name, values in figures.items()}
+            figures = by_category[wanted.category]
+            for name, right in self._judged(wanted, painting):
+                figures[name].append(right)
+            for name, right in self._planned(wanted):
+                figures[name].append(right)
+        names = dict.fromkeys(name for figures in by_category.values() for name in figures)
+        every = {name: [right for some in by_category.values() for right in some[name]] for name in names}
+        return {
+            group: {name: statistics.fmean(values) for name, values in figures.items() if values}
+            for group, figures in {"all": every, **by_category}.items()
+        }
+
+    def _judged(self, wanted: Wanted, painting: Painting) -> Iterator[tuple[str, bool]]:
+        """What the critic said of the pictures on the way, and whether it was right."""
+        plan, run, before = painting.trajectory.plan, set[str](), None
+        for step in painting.trajectory.steps:
+            run.add(step.stroke)
+            picture = painting.canvases[step.picture].picture
+            true = truths(plan, picture)
+            for fact, reading in zip(plan.facts, step.reflection.readings, strict=True):
+                due = fact.stroke is None or fact.stroke in run
+                name = "facts right" if due else "facts before their stroke right"
+                yield name, (reading.p >= HOLDS) == true[fact.id]
+            if step.accepted and before is not None:
+                broke = any(before[name] and not true[name] for name in before)
+                yield "accepted strokes that broke a true fact", broke
+            before = true if step.accepted else before
+            yield "next steps right", self._next_is_right(picture, wanted)
+        right = shows(read_scenes(painting.picture), [wanted])[0]
+        yield "pictures right", right
+        if painting.trajectory.stop_reason == DONE:
+            yield "all held is right", right
+
+    def _planned(self, wanted: Wanted) -> Iterator[tuple[str, bool]]:
+        """Whether the critic's plan is right, and what it says of a step of it and of another one."""
+        if not isinstance(self.thinker, TaughtThinker):
+            return
+        planned_so = described(wanted.prompt)
+        yield "plans right", self.thinker.describe(wanted.prompt) == planned_so
+        random = np.random.default_rng([7, len(wanted.prompt)])
+        for _ in range(CONFLICTS):
+            instruction, fits = drawn_step(wanted.prompt, random)
+            yield "conflicts right", self.thinker.fits(instruction, planned_so) == fits
+
+    @torch.no_grad()
+    def exercises(self) -> dict[str, float]:
+        """Of held-out exercises of the critic's first lessons: mean error of P(Yes) by topic, and texts right."""
+        generator = torch.Generator().manual_seed(2)
+        pool = make_pool(EXERCISED, self.painter.pipeline.vae, generator, halved=False)
+        errors: dict[str, list[float]] = defaultdict(list)
+        for _ in range(LESSONS):
+            lesson = make_lesson(pool, generator, hardened=True)
+            for image, question, yes in zip(lesson.images, lesson.questions, lesson.yes.tolist(), strict=False):
+                topic = next((name for name, word in TOPICS.items() if word in question), "facts")
+                said = self.critic.log_likelihood(image[None], [Question(question)]).exp()
+                errors[topic].append(abs(float(said) - yes))
+            written = list(zip(lesson.images[YES_NO:], lesson.questions[YES_NO:], lesson.texts, strict=True))
+            for image, question, text in written:
+                errors["texts"].append(float(self.critic.answer(image[None], question)[0].strip() != text))
+        return {f"{name}, error": statistics.fmean(values) for name, values in errors.items()}
 
     def _next_is_right(self, picture: Tensor, wanted: Wanted) -> bool:
         """Whether the critic writes the very next step on the way from a picture to what is planned."""
         there = sorted(
             (thing for thing, *_ in things_there(read_scenes(picture), 0)), key=lambda t: PLACES.index(t.place)
         )
-        planned = sorted(placed(wanted.words).things, key=lambda t: PLACES.index(t.place))
-        said = self.critic.answer(picture, NEXT.format(caption(Words(tuple(planned)))))[0]
-        return said.strip() == next_step(there, planned)
+        words = parse_prompt(wanted.prompt)  # of the colours only those that it says
+        said = self.critic.answer(picture, ask_next(words))[0]
+        return said.strip() == next_step(there, planned(words))
 
     def _row(self, way: str, category: str, seed: int, make: Make) -> Row:
         started, right, passes = time.perf_counter(), [], []
@@ -237,13 +308,6 @@ class Bench:
                 self.kept.append(kept_psnr(picture, kept, region))
             kept = picture if step.accepted else kept
         return painting.picture, painting.trajectory.passes
-
-
-def truths(plan: Plan, picture: Tensor) -> dict[str, bool]:
-    """Which facts are true of a picture, by the scene reader."""
-    reading = read_scenes(picture)
-    there, time_of_day = things_there(reading, 0), TIMES[int(reading.time[0])]
-    return {fact.id: is_true(fact.question, there, time_of_day) == (fact.answer == "Yes") for fact in plan.facts}
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Remakes the models of a demo world: `python -m dual_process.demo.train --work DIR --world strokes`.
 
 The VAE comes first; then the generator and the critic train side by side, one core each; last the landscapes' critic
-learns to compare two pictures. Every stage logs, draws pictures, and goes on from its checkpoint when it is started
-again.
+learns to compare two pictures, and the second world's learns from what the process paints. Every stage logs, draws
+pictures, and goes on from its checkpoint when it is started again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from . import WEIGHTS, strokes
 from .strokes.training import critic as strokes_critic
 from .strokes.training import generator as strokes_generator
 from .strokes.training import vae as strokes_vae
+from .strokes.training.process import train_process
 from .training import critic, generator, vae
 from .training.common import Run
 from .training.comparing import train_comparing
@@ -42,6 +43,7 @@ class Stage(str, Enum):
     critic = "critic"
     export = "export"
     comparing = "comparing"
+    process = "process"
 
 
 # How each world's VAE, generator and critic are trained, and where its weights belong.
@@ -82,6 +84,9 @@ def main(
     elif stage == Stage.comparing and world == World.landscapes:
         folder = output or weights
         export_adapter(folder / "comparing", train_comparing(run, folder / "critic", made))
+    elif stage == Stage.process and world == World.strokes:
+        folder = output or weights
+        export_adapter(folder / "process", train_process(run, folder, made))
 
 
 def _run_all(options: list[str], output: Path | None) -> None:
@@ -91,7 +96,13 @@ def _run_all(options: list[str], output: Path | None) -> None:
     def start(stage: Stage) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "dual_process.demo.train", "--stage", stage.value, *options])
 
-    for side_by_side in ([Stage.vae], [Stage.generator, Stage.critic], [Stage.export], [Stage.comparing]):
+    for side_by_side in (
+        [Stage.vae],
+        [Stage.generator, Stage.critic],
+        [Stage.export],
+        [Stage.comparing],
+        [Stage.process],
+    ):
         processes = [start(stage) for stage in side_by_side]
         if any([p.wait() for p in processes]):
             raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from comfy_api.latest import io
 from .stages import THINKER
 from .types import CATEGORY, Critic, Painter, outside_inference_mode
 
+FOR_CONTROLS, FOR_PROCESS = "controls", "process"  # the second world's critics
 
-def _load(weights: Path, preset: str) -> tuple[Any, Any, Any, Any]:
-    """A world's MODEL, CLIP, VAE and critic."""
+
+def _load(weights: Path, preset: str, critic_of: Callable[[], Any] | None = None) -> tuple[Any, Any, Any, Any]:
+    """A world's MODEL, CLIP, VAE and critic, the one in its `critic/` by default."""
     from ..critics import load_critic
     from ..demo.comfy.models import load_models
 
     with outside_inference_mode():
-        critic = load_critic(weights / "critic", device="cpu")
+        critic = load_critic(weights / "critic", device="cpu") if critic_of is None else critic_of()
     return (*load_models(weights / "pipeline", preset), critic)
 
 
@@ -68,7 +71,17 @@ class LoadDemoStrokes(io.ComfyNode):
             "and a critic for line weight, depth and composition. They train on the CPU in a few minutes, and paint by "
             "process in a few seconds.",
             search_aliases=["dual process demo", "tiny flux", "line weight", "depth", "composition", "process"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "critic",
+                    options=[FOR_CONTROLS, FOR_PROCESS],
+                    default=FOR_CONTROLS,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which critic: the one by which the demo's controls were measured, or the same after a "
+                    "lesson in the process, which also plans by itself and counts better.",
+                ),
+            ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
@@ -94,16 +107,17 @@ class LoadDemoStrokes(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, critic: str = FOR_CONTROLS) -> io.NodeOutput:
         from ..demo.strokes import PRESET, WEIGHTS
-        from ..demo.strokes.process import StrokesThinker
+        from ..demo.strokes.process import StrokesThinker, TaughtThinker, load_process_critic
         from ..demo.strokes.world import IMAGE_SIZE
         from ..painters.comfy import REFERENCE, ComfyPainter
 
-        model, clip, vae, critic = _load(WEIGHTS, PRESET)
-        setattr(critic, THINKER, StrokesThinker)
+        taught = critic == FOR_PROCESS
+        model, clip, vae, asked = _load(WEIGHTS, PRESET, load_process_critic if taught else None)
+        setattr(asked, THINKER, TaughtThinker if taught else StrokesThinker)
         painter = ComfyPainter(model, clip, vae, REFERENCE, IMAGE_SIZE, IMAGE_SIZE, 1, 1.0, "euler", "simple")
-        return io.NodeOutput(model, clip, vae, critic, painter)
+        return io.NodeOutput(model, clip, vae, asked, painter)
 
 
 class LoadDemoComparingCritic(io.ComfyNode):

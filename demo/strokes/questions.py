@@ -16,6 +16,8 @@ RELATIONS = {"left of": "Is {} left of {}?", "right of": "Is {} right of {}?", "
 DESCRIBE = "Describe the image."
 NEXT = "What is the next step for {}?"
 NOTHING = "nothing"
+PLAN = "Describe the image for {}."  # what is to be seen at the end, everything at a place of its own
+FITS = "Is the next step {} for {}?"
 AT_POINT = "What is at Point {}?"
 
 

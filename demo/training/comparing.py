@@ -157,6 +157,20 @@ class Language:
         Args:
             tokens: of each text's pictures, [B, pictures, 16, width].
         """
+        return self._replied(tokens, texts, said, 2)[1]
+
+    def written(self, tokens: Tensor, texts: list[str], answers: list[str]) -> Tensor:
+        """Mean −log P of the words of what is to be written, and of the end behind them."""
+        ended = [f"{answer}{self.tokenizer.eos_token}" for answer in answers]
+        lengths = torch.tensor([len(self.tokenizer(text).input_ids) for text in ended])
+        longest = int(lengths.max())
+        ids, log_probs = self._replied(tokens, texts, ended, longest + 1)
+        losses = F.nll_loss(log_probs[:, :-1].transpose(1, 2), ids[:, -longest:], reduction="none")
+        counted = torch.arange(longest)[None] >= longest - lengths[:, None]
+        return (losses * counted).sum() / counted.sum()
+
+    def _replied(self, tokens: Tensor, texts: list[str], said: list[str], last: int) -> tuple[Tensor, Tensor]:
+        """The tokens [B, L] of prompts with what was said, and log P of those behind the last ones [B, last, V]."""
         pictures = [{"type": "image"}] * tokens.shape[1]
         chats = [
             self.processor.apply_chat_template(
@@ -179,9 +193,9 @@ class Language:
             inputs_embeds=embedded,
             attention_mask=inputs["attention_mask"],
             position_ids=positions,
-            logits_to_keep=2,
+            logits_to_keep=last,
         )
-        return replied.logits.float().log_softmax(dim=-1)
+        return ids, replied.logits.float().log_softmax(dim=-1)
 
     def loss(self, tokens: Tensor, texts: list[str], answers: list[str], shares: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross entropy of the answers' P, [B, A], with the shares they should have; log P, [B, A]."""

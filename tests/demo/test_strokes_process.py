@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 
 from dual_process.core.errors import ProcessError
 from dual_process.demo import strokes
-from dual_process.demo.strokes.captions import parse_prompt
-from dual_process.demo.strokes.compositions import CATEGORIES, shows, things_there, wanted_prompts
+from dual_process.demo.strokes.captions import caption, parse_prompt
+from dual_process.demo.strokes.compositions import CATEGORIES, all_wanted, shows, things_there, wanted_prompts
 from dual_process.demo.strokes.process import (
     SETTINGS,
     OracleThinker,
     StrokesThinker,
+    TaughtThinker,
     as_seen,
     is_true,
     load_painter,
+    load_process_critic,
     placed,
     plan_of,
+    planned,
 )
 from dual_process.demo.strokes.reader import read_scenes
+from dual_process.demo.strokes.training import process as lesson
+from dual_process.demo.strokes.training.trajectories import flawed, training_prompts
 from dual_process.demo.strokes.world import build_scenes, random_uniforms, render
+from dual_process.demo.training.common import Run
+from dual_process.demo.training.export import export_adapter
 from dual_process.distillation import Recipe, distill
-from dual_process.process import Stroke, paint, step_lesson
+from dual_process.process import Fact, Stroke, paint, step_lesson
+from dual_process.process.states import BY_CRITIC, BY_RULES
 
 
 def drawn(prompts, seed=3):
@@ -36,6 +47,11 @@ def drawn(prompts, seed=3):
 @pytest.fixture(scope="module")
 def thinker():
     return StrokesThinker(strokes.load()[1])
+
+
+@pytest.fixture(scope="module")
+def taught():
+    return TaughtThinker(load_process_critic())
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -141,3 +157,94 @@ def test_an_editor_learns_its_strokes_beside_the_canvases_that_it_is_shown(think
     assert max(distances) < 2e-3  # beside the canvas its rest is kept; without it there is another field
     generator.show_references(None)
     assert distill(generator, critic, recipe).history[0].penalties["targets"] > 5e-3
+
+
+def test_the_taught_critic_plans_prompts_that_it_has_not_seen(taught):
+    wanted = [one for category in CATEGORIES for one in wanted_prompts(category, 3)]
+    plans = [taught.plan(one.prompt) for one in wanted]
+    assert sum(plan.source == BY_CRITIC for plan in plans) >= 20
+    described = [caption(placed(parse_prompt(one.prompt))) for one in wanted]
+    right = [plan.description == text for plan, text in zip(plans, described, strict=True) if plan.source == BY_CRITIC]
+    assert sum(right) >= 20
+    same = [replace(plan, source=BY_RULES) == plan_of(plan.prompt) for plan in plans if plan.source == BY_CRITIC]
+    assert sum(same) == sum(right)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *("", "a house", "a blue house near left", "a blue house near left and a tree near left"),
+        *("a blue house near left and a ball near right", "a blue house near left and a tree near right by night"),
+        "a blue house near right and a tree near left",
+    ],
+)
+def test_rules_plan_where_what_the_critic_wrote_is_not_the_prompt(taught, monkeypatch, caplog, reply):
+    prompt = "a blue house left of a tree"
+    monkeypatch.setattr(TaughtThinker, "describe", lambda *_: reply)
+    assert TaughtThinker(taught.critic).plan(prompt) == plan_of(prompt)
+    assert plan_of(prompt).source == BY_RULES
+    assert "rules did" in caplog.text
+    monkeypatch.setattr(TaughtThinker, "describe", lambda *_: "a blue house far left and a tree near right")
+    plan = TaughtThinker(taught.critic).plan(prompt)
+    assert (plan.source, plan.strokes[0].instruction) == (BY_CRITIC, "add a blue house far left")
+
+
+def test_the_taught_critic_sees_conflicts_and_lets_pass_what_fits(taught):
+    prompt = "a blue house far left and a tree near right by dusk"
+    strokes = {"add a blue house far left": True, "add a tree near right": True, "add a green ball far left": False}
+    assert {text: taught.fits(text, prompt) for text in strokes} == strokes
+    wrong = Stroke("s1", "add", "add a green ball far left")
+    assert taught.conflict(wrong, "", prompt) == "add a blue house far left"
+    other = Stroke("s1", "remove", "remove the ball far left")
+    assert taught.conflict(other, "", prompt) == other.instruction
+
+
+def test_the_taught_critic_takes_no_ball_for_its_twin(thinker, taught):
+    pictures = drawn(["a blue ball near left and a blue ball near right"] * 4)
+    names = ("far left", "near left", "near middle", "near right")
+    facts = [Fact(place, f"Is there a blue ball {place} in the image?") for place in names]
+    true = [False, True, False, True]
+    read = [taught.read(picture[None], facts) for picture in pictures]
+    assert all([p > 0.7 for p in found] == true for found in read)
+
+
+def test_what_the_critic_says_of_overlays_is_nearly_as_before(thinker, taught):
+    from dual_process.demo.strokes import controls
+
+    pictures = drawn(["a blue house and a tree by day"] * 12)
+    for control in (controls.line_weight_control(), controls.depth_control("left"), controls.composition_control()):
+        (question, *_) = control.asked
+        with torch.no_grad():
+            shown = question.overlay.apply(pictures)
+            before, after = (one.critic.log_likelihood(shown, [question]).exp() for one in (thinker, taught))
+        assert (before - after).abs().mean() < 0.2
+
+
+def test_trajectories_to_learn_from_are_of_other_prompts_and_of_strokes_that_go_wrong():
+    draw, random, held_out = training_prompts(), np.random.default_rng(0), {one.prompt for one in all_wanted()}
+    assert not held_out & {draw(random) for _ in range(500)}
+    plan, wrong = plan_of("a blue house far left and two balls"), 0
+    for _ in range(40):
+        made = flawed(plan, random)
+        assert [fact.question for fact in made.facts] == [fact.question for fact in plan.facts]
+        wrong += {stroke.instruction for stroke in made.strokes} != {stroke.instruction for stroke in plan.strokes}
+        asked = [lesson.drawn_step(plan.prompt, random) for _ in range(4)]
+        assert all(fits == (parse_prompt(text).things[0] in planned(parse_prompt(plan.prompt))) for text, fits in asked)
+    assert wrong >= 25
+
+
+def test_the_lesson_runs_from_end_to_end_and_goes_on(tmp_path: Path):
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny.from_pretrained(strokes.WEIGHTS / "pipeline", subfolder="vae", torch_dtype=torch.float32)
+    run = Run(tmp_path, effort=0.001)
+    model = lesson.train_process(run, strokes.WEIGHTS, vae)
+    assert isinstance(model, PeftModel)
+    assert len(list(tmp_path.glob("trajectories/*/trajectory.json"))) == 2
+    again = lesson.train_process(run, strokes.WEIGHTS, vae)  # from its checkpoint, without a step
+    assert all(torch.equal(p, again.state_dict()[name]) for name, p in model.state_dict().items())
+    export_adapter(tmp_path / "process", model)
+    (tmp_path / "critic").symlink_to(strokes.WEIGHTS / "critic")
+    critic = load_process_critic(tmp_path)
+    texts = (lesson.FITS.format("add a tree near right", "two balls"), lesson.PLAN.format("a blue house by night"))
+    assert [critic.unknown_words(text) for text in texts] == [[], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -376,3 +377,12 @@ def test_any_critic_inspects_and_can_train_afterwards(run, demo_models, encode):
     asked = type("Asked", (), {"text": "Is it night?", "answer": "Yes", "references": ()})
     critic.log_likelihood(picture, [asked]).sum().backward()
     assert picture.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("critic", "thinker"), [("controls", "StrokesThinker"), ("process", "TaughtThinker")])
+def test_load_demo_strokes_gives_the_critic_that_is_asked_for(nodes, pack, run, critic, thinker):
+    *_, loaded, _ = nodes["DualProcessLoadDemoStrokes"].execute(critic).args
+    made = import_module(f"{pack.__name__}.nodes.stages").thinker_of(loaded)
+    assert type(made).__name__ == thinker
+    plan, _ = run("PlanImage", critic=loaded, prompt="a blue house far left by night", own_plan="").args
+    assert plan.source == ("critic" if critic == "process" else "rules")

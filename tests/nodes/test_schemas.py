@@ -17,7 +17,7 @@ pytestmark = pytest.mark.comfyui
 INPUTS = {
     "LoadVLMCritic": ["model", "dtype", "device", "quantization", "gradient_checkpointing", "download", "max_size"],
     "LoadDemoModels": [],
-    "LoadDemoStrokes": [],
+    "LoadDemoStrokes": ["critic"],
     "LoadDemoComparingCritic": [],
     "CriticFromCLIP": ["clip", "max_size"],
     "VLMQuestion": [

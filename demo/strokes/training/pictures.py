@@ -38,10 +38,14 @@ class Pool:
 
 
 @torch.no_grad()
-def see_through(vae: AutoencoderTiny, images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures after the VAE, with some noise in their latents, as generated ones are."""
+def see_through(
+    vae: AutoencoderTiny, images: Tensor, strength: Tensor, generator: torch.Generator, halved: bool = True
+) -> Tensor:
+    """Pictures after the VAE, with some noise in their latents, as generated ones are; by choice in bfloat16."""
     noise = strength * torch.randn(len(images), 16, LATENT_SIZE, LATENT_SIZE, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):  # a few at a time, as many as the processor's cache holds
+    with torch.autocast(
+        "cpu", torch.bfloat16, enabled=halved
+    ):  # a few at a time, as many as the processor's cache holds
         parts = [
             vae.decoder(vae.encoder(some * 2 - 1).float() + more)
             for some, more in zip(images.split(4), noise.split(4), strict=True)
@@ -49,8 +53,8 @@ def see_through(vae: AutoencoderTiny, images: Tensor, strength: Tensor, generato
     return ((torch.cat(parts).float() + 1) / 2).clamp(0, 1)
 
 
-def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator) -> Pool:
-    """Scenes of prompts of every form, three quarters seen through the VAE."""
+def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator, halved: bool = True) -> Pool:
+    """Scenes of prompts of every form, three quarters seen through the VAE, in bfloat16 if `halved`."""
     random = numpy_generator(generator)
     images, scenes, others = [], [], []
     for part in range(0, count, 64):
@@ -58,7 +62,7 @@ def make_pool(count: int, vae: AutoencoderTiny, generator: torch.Generator) -> P
         batch, other = (build_scenes(words, random_uniforms(64, generator)) for _ in range(2))
         pictures = render(batch)
         if part // 64 % 4:
-            pictures = see_through(vae, pictures, torch.rand(64, 1, 1, 1, generator=generator) * 0.3, generator)
+            pictures = see_through(vae, pictures, torch.rand(64, 1, 1, 1, generator=generator) * 0.3, generator, halved)
         images.append((pictures * 255).round().byte())
         scenes.append(batch)
         others.append(other)
