@@ -384,5 +384,5 @@ def test_load_demo_strokes_gives_the_critic_that_is_asked_for(nodes, pack, run, 
     *_, loaded, _ = nodes["DualProcessLoadDemoStrokes"].execute(critic).args
     made = import_module(f"{pack.__name__}.nodes.stages").thinker_of(loaded)
     assert type(made).__name__ == thinker
-    plan, _ = run("PlanImage", critic=loaded, prompt="a blue house far left by night", own_plan="").args
+    plan, _ = run("PlanImage", critic=loaded, prompt="a blue house and a tree by night", own_plan="").args
     assert plan.source == ("critic" if critic == "process" else "rules")
