@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from ..core.errors import ProcessError
@@ -310,10 +310,9 @@ def _made(kind: Any, data: Any) -> Any:
         wanted = _TYPES.get(str(known[field_name].type))
         if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
             raise ProcessError(f"Expected {field_name} of a {name} as {known[field_name].type}, got {_short(value)}.")
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ProcessError(f"A {name} lacks a field: {error}.") from error
+    if lacking := [n for n, field in known.items() if n not in data and field.default is MISSING]:
+        raise ProcessError(f"A {name} lacks {', '.join(lacking)}: add what is missing to {_short(data)}.")
+    return kind(**data)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

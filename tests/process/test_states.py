@@ -70,7 +70,7 @@ def test_a_plan_survives_plain_data():
         ({"prompt": "a", "facts": "f"}, "facts as a list, got 'f'"),
         ({"prompt": "a", "facts": ["f"]}, "a fact as an object, got 'f'"),
         ({"prompt": "a", "facts": [{"id": 1, "question": "?"}]}, "id of a fact as str, got 1"),
-        ({"prompt": "a", "facts": [{"id": "f"}]}, "A fact lacks a field"),
+        ({"prompt": "a", "facts": [{"id": "f"}]}, r"A fact lacks question: add what is missing to \{'id': 'f'\}"),
         ({"prompt": "a", "facts": [{"id": "f", "question": "?", "colour": "red"}]}, "no field colour"),
         ({"prompt": "a", "facts": [{"id": "f", "question": "?"}], "strokes": [3]}, "a stroke as an object, got 3"),
         (
