@@ -98,7 +98,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Seeds of pictures.")] = 3,
     critic: Annotated[
         Which, typer.Option(help="The critic that ships for the controls, or the one for the process.")
-    ] = (Which.process),
+    ] = Which.controls,
     critic_only: Annotated[
         bool, typer.Option("--critic-only", help="Measure the critic alone, on the first seed's pictures.")
     ] = False,

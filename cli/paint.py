@@ -102,9 +102,10 @@ def _models(
     if (painter is None) != (critic is None):
         raise DualProcessError("Expected both --painter and --critic, or neither for the demo's models, got one.")
     if painter is None or critic is None:
-        from ..demo.strokes.process import SETTINGS, TaughtThinker, load_painter, load_process_critic
+        from ..demo import strokes
+        from ..demo.strokes.process import SETTINGS, StrokesThinker, load_painter
 
-        return load_painter(), TaughtThinker(load_process_critic()), SETTINGS
+        return load_painter(), StrokesThinker(strokes.load()[1]), SETTINGS
     from ..critics import load_critic
     from ..painters.diffusers import load_inpaint, load_kontext
     from ..process import CriticThinker, Settings

@@ -78,8 +78,8 @@ class LoadDemoStrokes(io.ComfyNode):
                     default=FOR_CONTROLS,
                     optional=True,
                     advanced=True,
-                    tooltip="Which critic: the one by which the demo's controls were measured, or the same after a "
-                    "lesson in the process, which also plans by itself and counts better.",
+                    tooltip="Which critic: the one by which controls and process were measured, or the same after a "
+                    "lesson in the process, which plans by itself and takes no object for its twin, but doubts more.",
                 ),
             ],
             outputs=[

@@ -239,14 +239,20 @@ class Lessons:
     def __init__(self, language: Language, exported: Exported, old: Old) -> None:
         self.language, self.exported, self.old, self.draw = language, exported, old, training_prompts()
         grey = torch.full((1, 3, IMAGE_SIZE, IMAGE_SIZE), 0.5)  # what is planned has no picture yet
+        # As many to which Yes is right as No: else the critic, which errs by a Yes, would only learn to say No.
+        self.facts = [
+            (
+                [i for i, (*_, yes) in enumerate(exported.facts) if yes == answer],
+                [i for i in exported.wrong if exported.facts[i][2] == answer],
+            )
+            for answer in (True, False)
+        ]
         self.nothing = see(language.model, language.processor, grey)[None]
 
     def loss(self, random: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """The sum of the lessons' losses, and each of them to report; errors of P(Yes) for what Yes or No answers."""
         exported, old = self.exported, self.old
-        hard = round(HARD * FACTS) if exported.wrong else 0
-        chosen = [exported.wrong[i] for i in random.integers(len(exported.wrong), size=hard)] if hard else []
-        chosen += random.integers(len(exported.facts), size=FACTS - hard).tolist()
+        chosen = [i for of_answer in self.facts for i in _drawn(*of_answer, random)]
         facts = [exported.facts[i] for i in chosen]
         true = torch.tensor([is_yes for *_, is_yes in facts])
         seen = exported.tokens[[picture for picture, *_ in facts]]
@@ -276,7 +282,8 @@ class Lessons:
         text_loss = self.language.written(
             old.shown[again][:, None], [old.asked[i] for i in again], [old.texts[i] for i in again]
         )
-        report = {"hard": fact_error[:hard], "facts": fact_error[hard:], "conflict": fit_error, "old": old_error}
+        said_no = [error for error, is_yes in zip(fact_error.tolist(), true.tolist(), strict=True) if is_yes]
+        report = {"facts": fact_error, "true": torch.tensor(said_no), "conflict": fit_error, "old": old_error}
         said = {"next": next_loss, "plan": plan_loss, "old_text": text_loss}
         return fact_loss + fit_loss + old_loss + sum(said.values()), {
             **{name: float(error.mean()) for name, error in report.items() if len(error)},
@@ -287,6 +294,13 @@ class Lessons:
         shares = torch.stack([yes, 1 - yes], dim=1)
         loss, log_probs = self.language.loss(tokens[:, None], questions, ["Yes", "No"], shares)
         return loss, (log_probs[:, 0].exp() - yes).abs()
+
+
+def _drawn(every: Sequence[int], wrong: Sequence[int], random: np.random.Generator) -> list[int]:
+    """Half of a batch's facts, of one answer: some of those that the critic had wrong, the rest any."""
+    hard = round(HARD * FACTS / 2) if wrong else 0
+    chosen = [wrong[i] for i in random.integers(max(1, len(wrong)), size=hard)]
+    return chosen + [every[i] for i in random.integers(len(every), size=FACTS // 2 - hard)]
 
 
 def label(true: Tensor) -> Tensor:
