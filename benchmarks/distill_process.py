@@ -2,9 +2,10 @@
 
     python benchmarks/distill_process.py --json
 
-Trajectories of prompts with three objects, painted stroke by stroke, become a recipe: their results as targets for the
-same prompt and noise, their facts as questions. Beside them stand prompts that one pass paints right already, for
-these to stay. What one pass makes of held-out prompts, before and after, is read by the critic-free scene reader.
+Trajectories of prompts with three objects that leave the places open, which one pass seldom paints right, become a
+recipe: their results as targets for the same prompt and noise, their facts as questions. Beside them stand prompts that
+one pass paints right already, for these to stay. What one pass makes of held-out prompts, before and after, is read by
+the critic-free scene reader.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,22 +40,26 @@ from dual_process.evaluation.measures import psnr
 from dual_process.generators.noise import draw_noise
 from dual_process.process import Painting, paint, result_lesson
 
-TAUGHT, KNOWN = "three objects", ("colors", "color attribution")  # categories of the training prompts
+TAUGHT = "three objects"
+KNOWN = (TAUGHT, "colors", "color attribution", "two objects", "position", "single object")  # categories, to stay
 HELD_OUT = ("single object", "two objects", "counting", "position", TAUGHT, "four objects")
 SINGLE = HELD_OUT[0]
 TRAINING_SEED, HELD_OUT_SEED = 1, 0  # of prompts
-WHOLE = replace(SETTINGS, whole_draft=True, budget=1)  # one pass, inspected
+FROM_DRAFT = replace(SETTINGS, whole_draft=True)  # of the whole plan: it takes fewer passes
+WHOLE = replace(FROM_DRAFT, budget=1)  # one pass, inspected
+POOL = 400  # prompts to choose the training prompts from
 SHOWN = 16  # held-out pictures that are kept
 
 
 def main(
     trajectories: Annotated[int, typer.Option(help="Prompts of three objects that the process paints.")] = 128,
-    known: Annotated[int, typer.Option(help="Prompts that one pass paints right, of each category.")] = 20,
+    noises: Annotated[int, typer.Option(help="Of each of them.")] = 2,
+    known: Annotated[int, typer.Option(help="Prompts that one pass paints right, of each category.")] = 24,
     each: Annotated[int, typer.Option(help="Held-out prompts of a category.")] = 40,
     pictures: Annotated[int, typer.Option(help="Of each held-out prompt.")] = 2,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 160,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls to 0 as a cosine.")] = 4e-4,
-    rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 16,
+    rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 32,
     target_weight: Annotated[float, typer.Option(help="Of the targets; 0: questions alone.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, else a Markdown table.")] = False,
@@ -64,7 +70,7 @@ def main(
     _, critic = strokes.load([held_out[0].prompt])
     with Progress(console=Console(stderr=True)) as progress:
         started = time.perf_counter()
-        paintings = list(progress.track(painted(trajectories, known, {w.prompt for w in held_out}, critic)))
+        paintings = list(progress.track(painted(trajectories, noises, known, {w.prompt for w in held_out}, critic)))
         painting_seconds = time.perf_counter() - started
         recipe = recipe_of(paintings, target_weight, steps, learning_rate, rank, seed)
         generator, _ = strokes.load([*recipe.prompts, *(w.prompt for w in held_out)])
@@ -91,17 +97,24 @@ def main(
     print(json.dumps(figures, indent=2) if as_json else markdown(figures))
 
 
-def painted(trajectories: int, known: int, held_out: set[str], critic: Critic) -> Iterator[Painting]:
-    """Compositions stroke by stroke, then in one pass what one pass can; none of the held-out prompts."""
-    painter, thinker = load_painter(), StrokesThinker(critic)
-    taught = [w for w in wanted_prompts(TAUGHT, 2 * trajectories, TRAINING_SEED) if w.prompt not in held_out]
-    for number, wanted in enumerate(taught[:trajectories]):
-        yield paint(wanted.prompt, painter, thinker, SETTINGS, seed=number)
+def painted(trajectories: int, noises: int, known: int, held_out: set[str], critic: Critic) -> Iterator[Painting]:
+    """Compositions by process, then in one pass what one pass can; none of the held-out prompts."""
+    painter, thinker, seeds = load_painter(), StrokesThinker(critic), count()
+    for prompt in islice(training_prompts(TAUGHT, False, held_out), trajectories):
+        for _ in range(noises):
+            yield paint(prompt, painter, thinker, FROM_DRAFT, seed=next(seeds))
     for category in KNOWN:
-        others = [w for w in wanted_prompts(category, 2 * known, TRAINING_SEED) if w.prompt not in held_out]
-        for number, wanted in enumerate(others[:known]):
-            plan = replace(plan_of(wanted.prompt, as_said=True), description=wanted.prompt)
-            yield paint(plan, painter, thinker, WHOLE, seed=trajectories + number)
+        for prompt in islice(training_prompts(category, category == TAUGHT, held_out), known):
+            plan = replace(plan_of(prompt, as_said=True), description=prompt)
+            yield paint(plan, painter, thinker, WHOLE, seed=next(seeds))
+
+
+def training_prompts(category: str, with_places: bool, held_out: set[str]) -> Iterator[str]:
+    """Those that say places, or those that say none, each once."""
+    for wanted in wanted_prompts(category, POOL, TRAINING_SEED):
+        placed = any(thing.place for thing in wanted.words.things)
+        if placed == with_places and wanted.prompt not in held_out:
+            yield wanted.prompt
 
 
 def recipe_of(

@@ -29,7 +29,7 @@ from dual_process import overlays
 from dual_process.core.picture import Picture
 from dual_process.demo import strokes
 from dual_process.demo.strokes import PRESET
-from dual_process.demo.strokes.captions import PLACES, thing_name
+from dual_process.demo.strokes.captions import PLACES, parse_prompt, thing_name
 from dual_process.demo.strokes.controls import (
     BAR,
     NOISE_SHAPE,
@@ -40,6 +40,7 @@ from dual_process.demo.strokes.controls import (
     line_weight_error,
     region_at,
 )
+from dual_process.demo.strokes.process import slot
 from dual_process.demo.strokes.reader import Reading, read_scenes
 from dual_process.demo.strokes.world import (
     COLORS,
@@ -56,11 +57,12 @@ from dual_process.distillation import PRESETS, Question, Recipe, Target, distill
 from dual_process.evaluation.control import EVALUATION_SEED, Pairs, sample_pairs
 from dual_process.generators import DiffusersGenerator
 from dual_process.generators.noise import draw_noise
+from dual_process.process import Region
+from dual_process.process.painting import outside
 
 SHOWN = 12  # held-out pictures that are kept
 TRAINED_THINGS = 8  # of twelve; the others are held out
 ROOM = 5 / IMAGE_SIZE  # between an object and the region that is drawn around it
-BESIDE = 2  # pixels around an overlay that are still to be the field's
 MARGIN = 4  # pixels around an object that count as its own
 
 
@@ -72,6 +74,7 @@ class Reads:
         draw: a random target.
         overlay: that shows it.
         at_places: whether prompts say where the object is to stand.
+        place: where the object of a target and a prompt may be.
         error: how far a picture of a reading [1] is from a target.
         unit: of the error.
     """
@@ -79,6 +82,7 @@ class Reads:
     draw: Callable[[np.random.Generator], Any]
     overlay: Callable[[Any], overlays.Overlay]
     at_places: bool
+    place: Callable[[Any, str], Region]
     error: Callable[[Reading, Any], Tensor]
     unit: str
 
@@ -90,11 +94,18 @@ def around(region: tuple[float, float, float, float]) -> tuple[float, float, flo
     return left, top, min(1.0, x + width + ROOM) - left, min(1.0, y + height + ROOM) - top
 
 
+def as_region(box: tuple[float, float, float, float]) -> Region:
+    """Of x, y, width and height in fractions."""
+    x, y, width, height = box
+    return Region(x, y, min(1.0, x + width), min(1.0, y + height))
+
+
 CONTROLS = {
     "line_weight": Reads(
         draw=lambda random: float(random.uniform(1, 5)),
         overlay=lambda thickness: overlays.line_weight(thickness / IMAGE_SIZE, y=BAR),
         at_places=True,
+        place=lambda thickness, prompt: slot(parse_prompt(prompt).things[0].place),
         error=line_weight_error,
         unit="pixels",
     ),
@@ -102,6 +113,7 @@ CONTROLS = {
         draw=lambda random: region_at(float(random.uniform(16, 112)), float(random.uniform(0, 1))),
         overlay=lambda region: overlays.composition(regions=[around(region)]),
         at_places=False,
+        place=lambda region, prompt: as_region(around(region)),
         error=lambda reading, region: 1 - layout_iou(reading, [region]),
         unit="1 - IoU",
     ),
@@ -114,7 +126,7 @@ def main(
     held_out: Annotated[int, typer.Option(help="Pairs that are not.")] = 48,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls to 0 as a cosine.")] = 5e-4,
-    target_weight: Annotated[float, typer.Option(help="Of the field, where the overlay is drawn.")] = 100.0,
+    target_weight: Annotated[float, typer.Option(help="Of the field, beside the object's place.")] = 60.0,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 16,
     lora_targets: Annotated[str, typer.Option(help="Layers that the LoRA changes.")] = "attention + feed-forward",
     watch_every: Annotated[int, typer.Option(help="Measure every so many steps, too; 0: never.")] = 0,
@@ -131,7 +143,8 @@ def main(
     references = [overlay.apply(field[None]) for overlay, field in zip(shown, fields, strict=True)]
     generator, critic = strokes.load(prompts)
     generator.show_references([generator.encode(reference) for reference in references])
-    recipe = recipe_of(prompts[:trained], shown[:trained], fields[:trained], target_weight)
+    places = [reads.place(target, prompt) for target, prompt in zip(targets, prompts, strict=True)]
+    recipe = recipe_of(*(each[:trained] for each in (prompts, shown, places, fields)), target_weight)
     settings = {"train_steps": steps, "learning_rate": learning_rate, "rank": rank, "lora_targets": lora_targets}
     recipe = replace(recipe, seed=seed, **settings)
     held = Held(reads, prompts, targets, fields, trained)
@@ -186,17 +199,23 @@ def drawn_fields(count: int, random: np.random.Generator) -> Tensor:
 
 
 def recipe_of(
-    prompts: Sequence[str], shown: Sequence[overlays.Overlay], fields: Tensor, target_weight: float
+    prompts: Sequence[str],
+    shown: Sequence[overlays.Overlay],
+    places: Sequence[Region],
+    fields: Tensor,
+    target_weight: float,
 ) -> Recipe:
-    """Each prompt's own overlay is asked about; where it is drawn the field is wanted, which no question sees."""
+    """As strokes are learnt: each prompt's own overlay is asked about; beside the object's place the field stays."""
     asked = [
         replace(question, prompts=(number,))
         for number, overlay in enumerate(shown)
         for question in (*overlay_questions(overlay), *guard_questions(overlay))
     ]
     targets = [
-        Target(Picture.from_tensor(field), Picture.from_tensor(drawn_by(overlay)), prompts=(number,))
-        for number, (overlay, field) in enumerate(zip(shown, fields, strict=True))
+        Target(
+            Picture.from_tensor(field), Picture.from_tensor(outside(place, *field.shape[1:])[None].float()), (number,)
+        )
+        for number, (place, field) in enumerate(zip(places, fields, strict=True))
     ]
     return Recipe(
         prompts=tuple(prompts),
@@ -208,13 +227,6 @@ def recipe_of(
             "num_inference_steps": 1,
         },
     )
-
-
-def drawn_by(overlay: overlays.Overlay) -> Tensor:
-    """White where an overlay draws, and a little beside it, [1, 128, 128]."""
-    black = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    drawn = overlay.apply(black).amax(dim=1)
-    return (torch.nn.functional.max_pool2d(drawn, 2 * BESIDE + 1, stride=1, padding=BESIDE) > 0.1).float()
 
 
 def merged(questions: Sequence[Question]) -> list[Question]:
