@@ -83,6 +83,7 @@ APART = {
     "two in one": lambda c: [*c, *conditionings()[0]],
     "longer": lambda c: [[torch.cat([c[0][0], c[0][0]], 1), c[0][1]]],
     "in a batch": lambda c: [[torch.cat([c[0][0], c[0][0]]), c[0][1]]],
+    "reference": lambda c: area(c, reference_latents=[torch.ones(1, 16, SIZE // 8, SIZE // 8)]),
     "unknown words": lambda c: area(c, of_another_pack="this"),
 }
 
@@ -94,6 +95,20 @@ def test_what_is_not_plain_has_a_pass_of_its_own(make, kind):
     together, alone, sizes = predictions(generator, (0, 1, 0))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert max(sizes) == 2
+
+
+def test_a_lora_learns_beside_a_reference_latent(make):
+    """As core's ReferenceLatent adds it to a prompt of Flux Kontext."""
+    plain, _ = conditionings()
+    random = torch.Generator().manual_seed(1)
+    shown = [area(plain, reference_latents=[torch.randn(1, 16, SIZE // 8, SIZE // 8, generator=random)]) for _ in "ab"]
+    generator = make([plain, *shown])
+    seen = generator.sample([0, 1, 2], [4, 4, 4])
+    assert all((seen[i] - seen[j]).norm() > 1e-3 * seen[i].norm() for i, j in ((0, 1), (0, 2), (1, 2)))
+    generator.add_lora(2, 2.0, seed=0)
+    with generator.training():
+        generator.estimate(Draw((1,), (3,), (2,)), ["image"]).image.sum().backward()
+    assert all(p.grad is not None for name, p in generator.lora_parameters().items() if name.endswith("lora_B"))
 
 
 def test_another_negative_area_keeps_all_apart(make):
