@@ -91,21 +91,6 @@ def placed(words: Words) -> Words:
     return replace(words, things=things)
 
 
-def as_seen(words: Words, seen: Words) -> Words:
-    """The same things, each at a place of its own: as the prompt says, else where it was seen, else where room is."""
-    said = {thing.place for thing in words.things}
-    things, left = list(words.things), [thing for thing in seen.things if thing.place not in said]
-    for number, thing in enumerate(things):
-        found = next((other for other in left if thing.place is None and _alike(other, thing)), None)
-        if found is not None:
-            things[number] = found
-            left = [other for other in left if other.place != found.place]
-    taken = {thing.place[0] for thing in things if thing.place}
-    columns = [column for column in range(3) if column not in taken]
-    things = [replace(t, place=(columns.pop(0), 1)) if t.place is None and columns else t for t in things]
-    return placed(replace(words, things=tuple(things)))
-
-
 def plan_of(prompt: str, as_said: bool = False, described: Words | None = None) -> Plan:
     """What the world's grammar makes of a prompt: a stroke and a fact for each object, numbers, order, time of day.
 

@@ -19,7 +19,6 @@ from dual_process.demo.strokes.process import (
     OracleThinker,
     StrokesThinker,
     TaughtThinker,
-    as_seen,
     is_true,
     load_painter,
     load_process_critic,
@@ -82,19 +81,6 @@ def test_what_is_wrong_with_a_picture_is_seen():
     assert ordered.facts[-1].question == "Is the white house right of the blue tree?"
     assert oracle.read(drawn(["a blue tree left of a house"]), ordered.facts)[-1] == 1.0
     assert oracle.read(drawn(["a house left of a blue tree"]), ordered.facts)[-1] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("prompt", "seen", "places"),
-    [
-        ("a tree and two balls", "a ball far right and a house near left", [(0, 1), (2, 0), (1, 1)]),
-        ("two balls", "a ball far left, a ball far left and a ball near right", [(0, 0), (2, 1)]),
-        ("a tree near left and a tree", "a tree near left and a tree far right", [(0, 1), (2, 0)]),
-        ("a tree", "", [(0, 1)]),
-    ],
-)
-def test_what_is_there_keeps_its_place(prompt, seen, places):
-    assert [thing.place for thing in as_seen(parse_prompt(prompt), parse_prompt(seen)).things] == places
 
 
 def test_prompts_that_this_world_cannot_paint_are_refused():
