@@ -57,7 +57,8 @@ def run_pipeline(tiny, pipeline, generator, seed, prompt=0, **options):
 
 def test_every_architecture_has_a_tiny_pipeline():
     names = {name for architecture in ARCHITECTURES for name in architecture.pipelines}
-    assert {type(tiny.build()).__name__ for tiny in TINIES} == names
+    shown_another = {"FluxKontextPipeline"}  # Flux.1 beside a reference: test_references.py
+    assert {type(tiny.build()).__name__ for tiny in TINIES} == names - shown_another
 
 
 def test_it_is_called_by_its_name(tiny, generator):
