@@ -33,16 +33,14 @@ from dual_process.demo.strokes.captions import caption, parse_prompt
 from dual_process.demo.strokes.compositions import Wanted, shows, wanted_prompts
 from dual_process.demo.strokes.controls import EVEN, KEPT, NOISE_SHAPE, as_prompted, draw_reading, scenes_of
 from dual_process.demo.strokes.controls import true_pictures as pictures_of
-from dual_process.demo.strokes.models import PROMPT_LENGTH
-from dual_process.demo.strokes.process import SETTINGS, StrokesThinker, placed, plan_of
+from dual_process.demo.strokes.process import SETTINGS, StrokesThinker, load_painter, placed, plan_of
 from dual_process.demo.strokes.reader import read_scenes
-from dual_process.demo.strokes.world import IMAGE_SIZE, Words
+from dual_process.demo.strokes.world import Words
 from dual_process.distillation import Recipe, distill
 from dual_process.evaluation.control import EVALUATION_SEED, LIKENESS, Pairs, sample_pairs
 from dual_process.evaluation.fidelity import against_base
 from dual_process.evaluation.measures import psnr
 from dual_process.generators.noise import draw_noise
-from dual_process.painters.diffusers import load_inpaint
 from dual_process.process import Canvas, Painting, Plan, Stroke, paint, result_lesson
 
 TAUGHT = "three objects"
@@ -121,15 +119,7 @@ class OneNoise:
     keeps_outside = True
 
     def __init__(self) -> None:
-        self._painter = load_inpaint(
-            strokes.WEIGHTS / "pipeline",
-            device="cpu",
-            height=IMAGE_SIZE,
-            width=IMAGE_SIZE,
-            steps=1,
-            guidance=0.0,
-            max_sequence_length=PROMPT_LENGTH,
-        )
+        self._painter = load_painter(by_regions=True)
         self.info, self._seed = self._painter.info, 0
 
     def draft(self, prompt: str, seed: int) -> Canvas:

@@ -39,11 +39,16 @@ _GREY = torch.full((1, 3, IMAGE_SIZE, IMAGE_SIZE), 0.5)  # what is planned has n
 log = logging.getLogger(__name__)
 
 
-def load_painter(folder: str | Path = WEIGHTS / "pipeline") -> FluxPainter:
-    """The second world's generator as an editor of its own pictures: one sampler step, 128 × 128, float32."""
-    from ...painters.diffusers import load_kontext
+def load_painter(folder: str | Path = WEIGHTS / "pipeline", by_regions: bool = False) -> FluxPainter:
+    """The second world's generator as an editor of its own pictures: one sampler step, 128 × 128, float32.
 
-    return load_kontext(
+    Args:
+        by_regions: it is no editor then, but paints regions anew.
+    """
+    from ...painters.diffusers import load_inpaint, load_kontext
+
+    load = load_inpaint if by_regions else load_kontext
+    return load(
         folder,
         device="cpu",
         height=IMAGE_SIZE,
