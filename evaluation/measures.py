@@ -71,6 +71,11 @@ def _lab(colors: np.ndarray) -> np.ndarray:
     return rgb2lab(np.asarray(colors, dtype=np.float64).reshape(-1, 1, 3)).reshape(-1, 3)
 
 
+def color_difference(colors: Tensor, others: Tensor) -> Tensor:
+    """CIEDE2000 between sRGB colours [N, 3] and as many others, float64 [N]; about 2 is just noticeable."""
+    return torch.from_numpy(deltaE_ciede2000(_lab(colors.double().numpy()), _lab(others.double().numpy())))
+
+
 def palette_distance(colors: np.ndarray, shares: np.ndarray, swatches: np.ndarray) -> float:
     """CIEDE2000 distance between dominant colours [K, 3] with shares [K] of the picture and swatches [S, 3], sRGB.
 
@@ -119,12 +124,11 @@ def region_color_error(images: Tensor, references: Tensor, region: Tensor) -> Te
     About 2 is just noticeable; NaN where the region is empty.
     """
 
-    def mean_lab(pictures: Tensor) -> np.ndarray:
+    def mean(pictures: Tensor) -> Tensor:
         weight = region[:, None].double()
-        mean = (pictures.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
-        return _lab(mean.numpy())
+        return (pictures.double() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
 
-    return torch.from_numpy(deltaE_ciede2000(mean_lab(images), mean_lab(references)))
+    return color_difference(mean(images), mean(references))
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from ...distillation import PRESETS, Question, Recipe, guard_questions, overlay_
 from ...distillation.question import KEEP
 from ...evaluation.control import LIKENESS, Bound, Control, Guard, Pairs
 from ...evaluation.fidelity import Truth
-from ...evaluation.measures import psnr
+from ...evaluation.measures import color_difference, psnr
 from . import PRESET, questions
 from .captions import caption, parse_prompt, thing_name
 from .reader import Reading, read_scenes
 from .world import (
     COLORS,
+    FILL,
     IMAGE_SIZE,
     KINDS,
     LATENT_CHANNELS,
@@ -36,6 +37,7 @@ from .world import (
     noise_statistics,
     object_boxes,
     render,
+    srgb,
     with_line_weight,
     without_objects,
 )
@@ -68,6 +70,7 @@ _HELD_OUT_TWO = _prompts(_pairs_of(2, 5), 1)
 KEPT = (
     Guard("as_prompted", "what the prompt says", drop=0.1, name="share of pictures with the prompt's objects"),
     Guard("drawing_psnr", "clean drawings", least=20.0, name="PSNR in dB to a drawing of what can be read"),
+    Guard("color_error", "the objects' colours", most=7.0, name="error of the colour that is worst hit (CIEDE2000)"),
     Guard("red_share", "pictures without the red of the instruction", most=0.002, name="share of red pixels"),
     Guard("sharpness", "sharp edges", least=0.5),
     Guard("sharpness", "smooth areas", most=2.0),
@@ -137,6 +140,17 @@ def line_weight_error(reading: Reading, thickness: float) -> Tensor:
     return (reading.line_weight - thickness).abs().nan_to_num(nan=5.0)
 
 
+def color_error(reading: Reading) -> float:
+    """How far what fills objects is from the world's colour of that name, CIEDE2000: the mean of the colour worst hit.
+
+    About 2 is just noticeable; 100 where no object can be read.
+    """
+    there = reading.kind >= 0
+    names = reading.color[there]
+    error = color_difference(reading.fill[there], srgb(list(FILL.values()))[names])
+    return max((float(error[names == name].mean()) for name in names.unique()), default=100.0)
+
+
 def _ends(reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
     """Depths of the leftmost and the rightmost object, and whether there are two, 16 pixels apart, [B] each."""
     there = reading.kind >= 0
@@ -199,11 +213,13 @@ def draw_reading(reading: Reading, scenes: Scenes) -> Tensor:
     )
 
 
-def _measured(images: Tensor, pairs: Pairs) -> tuple[Reading, dict[str, Any]]:
+def kept(images: Tensor, pairs: Pairs) -> tuple[Reading, dict[str, Any]]:
+    """What is read of pictures of B pairs, and the measures of `KEPT` that it gives."""
     reading = read_scenes(images)
     return reading, {
         "as_prompted": float(as_prompted(reading, pairs.prompts).float().mean()),
         "drawing_psnr": float(psnr(images, draw_reading(reading, scenes_of(pairs))).mean()),
+        "color_error": color_error(reading),
         "red_share": float((images[:, 0] - images[:, 1:].amax(dim=1) > RED).float().mean()),
     }
 
@@ -222,9 +238,9 @@ def line_weight_control(
     overlay = overlays.line_weight(thickness / IMAGE_SIZE, y=BAR)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, kept = _measured(images, pairs)
+        reading, whole = kept(images, pairs)
         error = line_weight_error(reading, thickness)
-        return {"line_weight_error_px": {"mean": float(error.mean()), "median": float(error.median())}, **kept}
+        return {"line_weight_error_px": {"mean": float(error.mean()), "median": float(error.median())}, **whole}
 
     def truth(pairs: Pairs) -> Truth:
         return true_pictures(with_line_weight(scenes_of(pairs), thickness))
@@ -250,8 +266,8 @@ def depth_control(
     overlay = overlays.depth(points, order="BA" if nearer == "right" else "AB")
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, kept = _measured(images, pairs)
-        return {"order_accuracy": order_accuracy(reading, nearer), **kept}
+        reading, whole = kept(images, pairs)
+        return {"order_accuracy": order_accuracy(reading, nearer), **whole}
 
     return Control(
         name="depth",
@@ -277,8 +293,8 @@ def composition_control(
     overlay = overlays.composition(regions=regions)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, kept = _measured(images, pairs)
-        return {"layout_iou": float(layout_iou(reading, regions).mean()), **kept}
+        reading, whole = kept(images, pairs)
+        return {"layout_iou": float(layout_iou(reading, regions).mean()), **whole}
 
     def truth(pairs: Pairs) -> Truth:
         return true_pictures(with_places(scenes_of(pairs), places))

@@ -50,6 +50,7 @@ class Reading:
     color: Tensor  # [B, 4], index into COLORS or −1
     x: Tensor  # [B, 4], middle in pixels
     depth: Tensor  # [B, 4], far 0 to near 1
+    fill: Tensor  # [B, 4, 3], sRGB of what an object is filled with, as by day; NaN where there is none
     line_weights: Tensor  # [B, 4], thickness of each object's outline in pixels, NaN where there is none
     time: Tensor  # [B], index into TIMES
     strays: Tensor  # [B], number of things that are no object of the world
@@ -142,6 +143,7 @@ def read_scenes(images: Tensor) -> Reading:
         color=torch.full((count, MOST_OBJECTS), -1),
         x=torch.full((count, MOST_OBJECTS), torch.nan),
         depth=torch.full((count, MOST_OBJECTS), torch.nan),
+        fill=torch.full((count, MOST_OBJECTS, 3), torch.nan),
         line_weights=torch.full((count, MOST_OBJECTS), torch.nan),
         time=time,
         strays=strays,
@@ -194,12 +196,13 @@ def _read_objects(
             continue
         one = _Drawings(corner[n : n + 1])
         kind = KINDS[int(kinds[n])]
-        color, x, foot, thickness = _fit(
+        color, x, foot, thickness, fill = _fit(
             one, kind, seen[n], middle[n], boxes[n, 3], palette * shade[n], shade[n : n + 1], background[n : n + 1]
         )
         slot, place[owner] = place[owner], place[owner] + 1
         result.kind[owner, slot], result.color[owner, slot] = int(kinds[n]), color
         result.x[owner, slot], result.depth[owner, slot] = x, float(depth_of_foot(torch.tensor(foot)))
+        result.fill[owner, slot] = fill / shade[n]
         result.line_weights[owner, slot] = thickness
 
 
@@ -212,8 +215,8 @@ def _fit(
     fills: Tensor,
     shade: Tensor,
     behind: Tensor,
-) -> tuple[int, float, float, float]:
-    """Colour, x, foot and thickness of the drawing of a kind that comes nearest to a crop [3, CROP, CROP]."""
+) -> tuple[int, float, float, float, Tensor]:
+    """Of the drawing of a kind that comes nearest to a crop [3, CROP, CROP]: colour, x, foot, thickness, fill."""
     grid = torch.arange(0.5, 7.01, 0.25)
 
     def error(x: Tensor, foot: Tensor, thickness: Tensor, fill: Tensor) -> Tensor:
@@ -225,7 +228,8 @@ def _fit(
 
     main = next(d for d, paint in drawings.parts(kind, middle[None], bottom[None] - 1.5) if paint == 1.0)[0]
     inside = main < max(-4.0, float(main.min()) + 2.5)
-    color = int((seen[:, inside].median(dim=1).values - fills).square().sum(dim=1).argmin())
+    filled = seen[:, inside].median(dim=1).values
+    color = int((filled - fills).square().sum(dim=1).argmin())
     fill = fills[color][None]
     x, foot = middle, bottom
     # First the thickness, its outer edge held where it was seen, then the place, then the thickness again.
@@ -238,7 +242,7 @@ def _fit(
         x, foot = xs[chosen], feet[chosen]
         fine = (thickness + torch.linspace(-1, 1, 17) * max(reach, 0.5)).clamp(min=0.25)
         thickness = fine[error(x.expand(17), foot.expand(17), fine, fill.expand(17, -1)).argmin()]
-    return color, float(x), float(foot), float(thickness)
+    return color, float(x), float(foot), float(thickness), filled
 
 
 def _extent(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -25,6 +25,7 @@ from dual_process.demo.strokes.training.exercises import (
 from dual_process.demo.strokes.training.pictures import Pool
 from dual_process.demo.strokes.training.words import numpy_generator, random_change, random_prompt
 from dual_process.demo.strokes.world import (
+    TIMES,
     Thing,
     Words,
     build_scenes,
@@ -294,6 +295,19 @@ def test_measures_of_the_controls_on_drawings():
     nothing = read_scenes(render(without_objects(scenes)))
     assert controls.layout_iou(nothing, regions).eq(0).all()
     assert controls.order_accuracy(nothing, "right") == 0.0
+
+
+def test_a_colour_that_faded_is_measured_though_the_other_is_right():
+    words = [Words((Thing("house", "blue"), Thing("tree", "green")), time) for time in TIMES]
+    scenes = build_scenes(words, random_uniforms(3, torch.Generator().manual_seed(13)))
+    pictures = render(scenes)
+    assert controls.color_error(read_scenes(pictures)) < 1
+    blue = (pictures[:, 2] > pictures[:, 0] + 0.3)[:, None]  # more so than the sky
+    faded = torch.where(blue, torch.lerp(pictures, torch.ones(()), 0.25), pictures)
+    reading = read_scenes(faded)
+    assert controls.as_prompted(reading, [caption(said) for said in words]).all()
+    assert controls.color_error(reading) > 7
+    assert controls.color_error(read_scenes(render(without_objects(scenes)))) == 100
 
 
 @pytest.mark.parametrize("name", controls.CONTROLS)
