@@ -35,6 +35,7 @@ from dual_process.demo.strokes.controls import (
     NOISE_SHAPE,
     RED,
     as_prompted,
+    color_error,
     keep_questions,
     layout_iou,
     line_weight_error,
@@ -45,6 +46,7 @@ from dual_process.demo.strokes.reader import Reading, read_scenes
 from dual_process.demo.strokes.world import (
     COLORS,
     IMAGE_SIZE,
+    INK,
     KINDS,
     TIMES,
     Thing,
@@ -52,6 +54,7 @@ from dual_process.demo.strokes.world import (
     build_scenes,
     random_uniforms,
     render,
+    srgb,
 )
 from dual_process.distillation import PRESETS, Question, Recipe, Target, distill, guard_questions, overlay_questions
 from dual_process.evaluation.control import EVALUATION_SEED, Pairs, sample_pairs
@@ -63,6 +66,8 @@ from dual_process.process.painting import outside
 SHOWN = 12  # held-out pictures that are kept
 TRAINED_THINGS = 8  # of twelve; the others are held out
 ROOM = 5 / IMAGE_SIZE  # between an object and the region that is drawn around it
+INKED = 0.25  # distance in sRGB to the ink within which a pixel belongs to an outline
+THICKER = 3  # pixels by which an outline may grow to each side
 MARGIN = 4  # pixels around an object that count as its own
 
 
@@ -75,6 +80,7 @@ class Reads:
         overlay: that shows it.
         at_places: whether prompts say where the object is to stand.
         place: where the object of a target and a prompt may be.
+        free: what of its own picture there [3, 128, 128] may change, [128, 128], bool.
         error: how far a picture of a reading [1] is from a target.
         unit: of the error.
     """
@@ -83,6 +89,7 @@ class Reads:
     overlay: Callable[[Any], overlays.Overlay]
     at_places: bool
     place: Callable[[Any, str], Region]
+    free: Callable[[Tensor], Tensor]
     error: Callable[[Reading, Any], Tensor]
     unit: str
 
@@ -100,12 +107,19 @@ def as_region(box: tuple[float, float, float, float]) -> Region:
     return Region(x, y, min(1.0, x + width), min(1.0, y + height))
 
 
+def near_outlines(picture: Tensor) -> Tensor:
+    """Pixels of a picture [3, H, W] where outlines are or could be, if they were thicker, [H, W], bool."""
+    ink = (picture - srgb([INK])[0][:, None, None]).norm(dim=0) < INKED
+    return torch.nn.functional.max_pool2d(ink[None].float(), 2 * THICKER + 1, 1, THICKER)[0] > 0
+
+
 CONTROLS = {
     "line_weight": Reads(
         draw=lambda random: float(random.uniform(1, 5)),
         overlay=lambda thickness: overlays.line_weight(thickness / IMAGE_SIZE, y=BAR),
         at_places=True,
         place=lambda thickness, prompt: slot(parse_prompt(prompt).things[0].place),
+        free=near_outlines,
         error=line_weight_error,
         unit="pixels",
     ),
@@ -114,6 +128,7 @@ CONTROLS = {
         overlay=lambda region: overlays.composition(regions=[around(region)]),
         at_places=False,
         place=lambda region, prompt: as_region(around(region)),
+        free=lambda picture: torch.ones(picture.shape[1:], dtype=torch.bool),
         error=lambda reading, region: 1 - layout_iou(reading, [region]),
         unit="1 - IoU",
     ),
@@ -124,9 +139,9 @@ def main(
     control: Annotated[str, typer.Option(help=f"What overlays show: {' or '.join(CONTROLS)}.")] = "line_weight",
     trained: Annotated[int, typer.Option(help="Pairs of a prompt and an overlay that are trained on.")] = 192,
     held_out: Annotated[int, typer.Option(help="Pairs that are not.")] = 48,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 450,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; it falls to 0 as a cosine.")] = 4e-4,
-    target_weight: Annotated[float, typer.Option(help="Of the field, beside the object's place.")] = 60.0,
+    target_weight: Annotated[float, typer.Option(help="Of the field, and of what is not an outline.")] = 240.0,
     rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 16,
     lora_targets: Annotated[str, typer.Option(help="Layers that the LoRA changes.")] = "attention + feed-forward",
     watch_every: Annotated[int, typer.Option(help="Measure every so many steps, too; 0: never.")] = 0,
@@ -142,9 +157,11 @@ def main(
     shown = [reads.overlay(target) for target in targets]
     references = [overlay.apply(field[None]) for overlay, field in zip(shown, fields, strict=True)]
     generator, critic = strokes.load(prompts)
-    generator.show_references([generator.encode(reference) for reference in references])
     places = [reads.place(target, prompt) for target, prompt in zip(targets, prompts, strict=True)]
-    recipe = recipe_of(*(each[:trained] for each in (prompts, shown, places, fields)), target_weight)
+    own = own_pictures(generator, fields)
+    generator.show_references([generator.encode(reference) for reference in references])
+    kept = field_targets(reads, places[:trained], fields[:trained], own[:trained])
+    recipe = recipe_of(prompts[:trained], shown[:trained], kept, target_weight)
     settings = {"train_steps": steps, "learning_rate": learning_rate, "rank": rank, "lora_targets": lora_targets}
     recipe = replace(recipe, seed=seed, **settings)
     held = Held(reads, prompts, targets, fields, trained)
@@ -198,29 +215,43 @@ def drawn_fields(count: int, random: np.random.Generator) -> Tensor:
     )
 
 
+def own_pictures(generator: DiffusersGenerator, fields: Tensor) -> Tensor:
+    """What the generator makes of each prompt beside its field alone, [count, 3, 128, 128]; the field is shown then."""
+    generator.show_references([generator.encode(field[None]) for field in fields])
+    return sample_pairs(generator, pairs_of(generator.prompts, 0), 0.0)
+
+
+def pairs_of(prompts: Sequence[str], first: int) -> Pairs:
+    """Each of the prompts from the first one on with a noise of its own."""
+    numbers = tuple(range(first, len(prompts)))
+    seeds = tuple(EVALUATION_SEED + number for number in numbers)
+    return Pairs(numbers, tuple(prompts[first:]), seeds, draw_noise(seeds, *NOISE_SHAPE))
+
+
+def field_targets(reads: Reads, places: Sequence[Region], fields: Tensor, own: Tensor) -> tuple[Target, ...]:
+    """Beside an object's place the field stays, within it the generator's own picture where that is not free."""
+    targets = []
+    for number, (place, field, picture) in enumerate(zip(places, fields, own, strict=True)):
+        beside = outside(place, *field.shape[1:])
+        image, kept = torch.where(beside, field, picture), beside | ~reads.free(picture)
+        target = Picture.from_tensor(image), Picture.from_tensor(kept[None].float())
+        targets.append(Target(*target, (number,), (EVALUATION_SEED + number,)))
+    return tuple(targets)
+
+
 def recipe_of(
-    prompts: Sequence[str],
-    shown: Sequence[overlays.Overlay],
-    places: Sequence[Region],
-    fields: Tensor,
-    target_weight: float,
+    prompts: Sequence[str], shown: Sequence[overlays.Overlay], targets: tuple[Target, ...], target_weight: float
 ) -> Recipe:
-    """As strokes are learnt: each prompt's own overlay is asked about; beside the object's place the field stays."""
+    """Each prompt's own overlay is asked about, and each has a target."""
     asked = [
         replace(question, prompts=(number,))
         for number, overlay in enumerate(shown)
         for question in (*overlay_questions(overlay), *guard_questions(overlay))
     ]
-    targets = [
-        Target(
-            Picture.from_tensor(field), Picture.from_tensor(outside(place, *field.shape[1:])[None].float()), (number,)
-        )
-        for number, (place, field) in enumerate(zip(places, fields, strict=True))
-    ]
     return Recipe(
         prompts=tuple(prompts),
         questions=(*merged(asked), *keep_questions(prompts)),
-        targets=tuple(targets),
+        targets=targets,
         **{
             **PRESETS[PRESET].recipe,
             "penalties": {"range": 1.0, "targets": target_weight},
@@ -251,9 +282,7 @@ class Held:
 
     @property
     def pairs(self) -> Pairs:
-        numbers = tuple(range(self.first, len(self.prompts)))
-        seeds = tuple(EVALUATION_SEED + number for number in numbers)
-        return Pairs(numbers, tuple(self.prompts[self.first :]), seeds, draw_noise(seeds, *NOISE_SHAPE))
+        return pairs_of(self.prompts, self.first)
 
     def pictures(self, generator: DiffusersGenerator, lora_scale: float) -> Tensor:
         return sample_pairs(generator, self.pairs, lora_scale)
@@ -265,6 +294,7 @@ class Held:
             "error": self._error(images, targets),
             "error to another's overlay": self._error(images, [*targets[1:], targets[0]]),
             "as_prompted": float(as_prompted(reading, pairs.prompts).float().mean()),
+            "color_error": color_error(reading),
             "field_psnr": float(beside_objects(images, self.fields[self.first :], reading).mean()),
             "red_share": float((images[:, 0] - images[:, 1:].amax(dim=1) > RED).float().mean()),
         }
