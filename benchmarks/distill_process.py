@@ -31,7 +31,7 @@ from dual_process.core.protocols import Critic, Generator
 from dual_process.demo import strokes
 from dual_process.demo.strokes.captions import caption, parse_prompt
 from dual_process.demo.strokes.compositions import Wanted, shows, wanted_prompts
-from dual_process.demo.strokes.controls import EVEN, KEPT, NOISE_SHAPE, kept, scenes_of
+from dual_process.demo.strokes.controls import EVEN, KEPT, NOISE_SHAPE, measured, scenes_of
 from dual_process.demo.strokes.controls import true_pictures as pictures_of
 from dual_process.demo.strokes.process import SETTINGS, StrokesThinker, load_painter, placed, plan_of
 from dual_process.demo.strokes.reader import read_scenes
@@ -204,16 +204,16 @@ def judged(
         pairs.noise[rows],
     )
     base = before[rows]
-    whole = [fidelity(images[rows], base, single) for images in (before, after)]
-    lost = [g.lost for g in (*KEPT, EVEN) if g.measured(whole[0]) and not g.holds(*whole)]
-    return {"right": shares, "single_objects": whole, "lost": lost}
+    kept = [fidelity(images[rows], base, single) for images in (before, after)]
+    lost = [g.lost for g in (*KEPT, EVEN) if g.measured(kept[0]) and not g.holds(*kept)]
+    return {"right": shares, "single_objects": kept, "lost": lost}
 
 
 def fidelity(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, float]:
     """How whole pictures of B pairs are; the base model's own are the scenes that their noises name."""
-    own, whole = pictures_of(scenes_of(pairs)), kept(images, pairs)[1]
+    own, (_, kept) = pictures_of(scenes_of(pairs)), measured(images, pairs)
     return {
-        **whole,
+        **kept,
         LIKENESS: float(psnr(images, own.images).mean()),
         **against_base(images, base, own, pairs.prompts),
     }

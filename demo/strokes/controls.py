@@ -213,7 +213,7 @@ def draw_reading(reading: Reading, scenes: Scenes) -> Tensor:
     )
 
 
-def kept(images: Tensor, pairs: Pairs) -> tuple[Reading, dict[str, Any]]:
+def measured(images: Tensor, pairs: Pairs) -> tuple[Reading, dict[str, Any]]:
     """What is read of pictures of B pairs, and the measures of `KEPT` that it gives."""
     reading = read_scenes(images)
     return reading, {
@@ -238,9 +238,9 @@ def line_weight_control(
     overlay = overlays.line_weight(thickness / IMAGE_SIZE, y=BAR)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, whole = kept(images, pairs)
+        reading, kept = measured(images, pairs)
         error = line_weight_error(reading, thickness)
-        return {"line_weight_error_px": {"mean": float(error.mean()), "median": float(error.median())}, **whole}
+        return {"line_weight_error_px": {"mean": float(error.mean()), "median": float(error.median())}, **kept}
 
     def truth(pairs: Pairs) -> Truth:
         return true_pictures(with_line_weight(scenes_of(pairs), thickness))
@@ -266,8 +266,8 @@ def depth_control(
     overlay = overlays.depth(points, order="BA" if nearer == "right" else "AB")
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, whole = kept(images, pairs)
-        return {"order_accuracy": order_accuracy(reading, nearer), **whole}
+        reading, kept = measured(images, pairs)
+        return {"order_accuracy": order_accuracy(reading, nearer), **kept}
 
     return Control(
         name="depth",
@@ -293,8 +293,8 @@ def composition_control(
     overlay = overlays.composition(regions=regions)
 
     def measure(images: Tensor, base: Tensor, pairs: Pairs) -> dict[str, Any]:
-        reading, whole = kept(images, pairs)
-        return {"layout_iou": float(layout_iou(reading, regions).mean()), **whole}
+        reading, kept = measured(images, pairs)
+        return {"layout_iou": float(layout_iou(reading, regions).mean()), **kept}
 
     def truth(pairs: Pairs) -> Truth:
         return true_pictures(with_places(scenes_of(pairs), places))
